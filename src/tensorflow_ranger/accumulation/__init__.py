@@ -1,0 +1,1 @@
+"""Windows of micro-batches: masses, sums and the mean they make."""

@@ -1,0 +1,29 @@
+"""The only door to the frameworks.
+
+Each module beside this file gives the same functions for one Keras backend. Only the module of
+the active backend is imported, so a JAX or PyTorch user never pays for TensorFlow.
+"""
+
+import importlib
+
+import keras
+
+NAMES = ("tensorflow", "jax", "torch")
+
+if keras.config.backend() not in NAMES:
+    raise ImportError(
+        f"tensorflow_ranger runs on the Keras backends {', '.join(NAMES)}: "
+        f"got {keras.config.backend()!r}. Set KERAS_BACKEND to one of them before importing Keras."
+    )
+
+_active = importlib.import_module(f"{__name__}.{keras.config.backend()}")
+
+add_scaled = _active.add_scaled
+all_finite = _active.all_finite
+devices = _active.devices
+divide = _active.divide
+has_value = _active.has_value
+run_if = _active.run_if
+static_value = _active.static_value
+version = _active.version
+zero = _active.zero

@@ -1,0 +1,87 @@
+"""JAX: pure functions of the variables' values, conditions as loops of no or one trip."""
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+
+
+def version():
+    """Return the framework's version string."""
+    return jax.__version__
+
+
+def devices():
+    """Return the names of the devices JAX computes on."""
+    return [str(device) for device in jax.devices()]
+
+
+def has_value(variable):
+    """Return whether `variable` holds a value, not one that a failed step has taken."""
+    try:
+        np.asarray(variable.value)
+    except (TypeError, RuntimeError):  # never initialized; deleted by donation
+        return False
+    return True
+
+
+def static_value(tensor):
+    """Return `tensor` as a NumPy array, or None while it is only known to a trace."""
+    return None if isinstance(tensor, jax.core.Tracer) else np.asarray(tensor)
+
+
+def all_finite(tensors):
+    """Return a scalar bool: no tensor holds an infinity or a NaN."""
+    # A sum keeps every infinity or NaN as one of the two, and reads faster than a test of each
+    # element. It may also overflow: then the elements decide.
+    total = sum(jnp.sum(t, dtype=jnp.promote_types(t.dtype, "float32")) for t in tensors)
+    return jax.lax.cond(jnp.isfinite(total), lambda: True, lambda: _each_finite(tensors))
+
+
+def _each_finite(tensors):
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(tensor)) for tensor in tensors]))
+
+
+def add_scaled(sums, tensors, scale, keep):
+    """Add ``scale * tensors`` to the variables `sums` where the scalar `keep` holds."""
+    for total, tensor in zip(sums, tensors, strict=True):
+        scaled = jnp.asarray(tensor, total.dtype) * jnp.asarray(scale, total.dtype)
+        total.assign(jnp.where(keep, total.value + scaled, total.value))
+
+
+def divide(sums, divisor, dtypes):
+    """Return ``sums / divisor`` as tensors of the given dtypes."""
+    return [
+        (total.value / jnp.asarray(divisor, total.dtype)).astype(dtype)
+        for total, dtype in zip(sums, dtypes, strict=True)
+    ]
+
+
+def zero(sums, where):
+    """Assign zeros to the variables `sums` where the scalar `where` holds."""
+    # Plain zeros would be one array, copied to each sum. A choice is made in the sum's own place.
+    for total in sums:
+        total.assign(jnp.where(where, 0, total.value))
+
+
+def run_if(predicate, function, variables):
+    """Call `function`, which assigns `variables`, where the scalar bool `predicate` holds.
+
+    A `lax.cond` copies every variable it returns, and computing both branches to select one costs
+    a full update. XLA aliases the carry of a loop in place, so a loop of no trip costs nothing.
+    """
+    known = static_value(predicate)
+    if known is not None:
+        if known:
+            function()
+        return
+
+    def body(carry):
+        with keras.StatelessScope(zip(variables, carry[1], strict=True)) as scope:
+            function()
+        return jnp.zeros_like(carry[0]), [scope.get_current_value(v) for v in variables]
+
+    carry = (jnp.asarray(predicate), [v.value for v in variables])
+    _, values = jax.lax.while_loop(lambda carry: carry[0], body, carry)
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)

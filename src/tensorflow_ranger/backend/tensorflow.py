@@ -1,0 +1,96 @@
+"""TensorFlow: resource variables updated in place, conditions as `tf.cond`."""
+
+import tensorflow as tf
+
+
+def version():
+    """Return the framework's version string."""
+    return tf.__version__
+
+
+def devices():
+    """Return the names of the devices TensorFlow computes on."""
+    return [device.name for device in tf.config.list_logical_devices()]
+
+
+def has_value(variable):
+    """Return whether `variable` holds a value, not one that a failed step has taken."""
+    return True
+
+
+def static_value(tensor):
+    """Return `tensor` as a NumPy array, or None while it is only known to a graph."""
+    return tf.get_static_value(tf.convert_to_tensor(tensor))
+
+
+def all_finite(tensors):
+    """Return a scalar bool: no tensor holds an infinity or a NaN."""
+    # A sum keeps every infinity or NaN as one of the two, and reads faster than a test of each
+    # element. It may also overflow: then the elements decide.
+    values = [t.values if isinstance(t, tf.IndexedSlices) else t for t in tensors]
+    total = tf.add_n([tf.cast(tf.reduce_sum(_widen(value)), "float64") for value in values])
+    return tf.cond(
+        tf.math.is_finite(total), lambda: tf.constant(True), lambda: _each_finite(values)
+    )
+
+
+def _widen(value):
+    return tf.cast(value, "float32") if value.dtype.size < 4 else value
+
+
+def _each_finite(values):
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
+
+
+def add_scaled(sums, tensors, scale, keep):
+    """Add ``scale * tensors`` to the variables `sums` where the scalar `keep` holds.
+
+    A `tf.IndexedSlices` touches only the rows it names.
+    """
+    run_if(keep, lambda: _add_scaled(sums, tensors, scale), sums)
+
+
+def _add_scaled(sums, tensors, scale):
+    for total, tensor in zip(sums, tensors, strict=True):
+        if isinstance(tensor, tf.IndexedSlices):
+            rows = _scale(tensor.values, scale, total.dtype)
+            total.value.scatter_add(tf.IndexedSlices(rows, tensor.indices))
+        else:
+            total.value.assign_add(_scale(tensor, scale, total.dtype))
+
+
+def _scale(tensor, scale, dtype):
+    tensor = tf.cast(tensor, dtype)
+    return tensor if isinstance(scale, float) and scale == 1.0 else tensor * tf.cast(scale, dtype)
+
+
+def divide(sums, divisor, dtypes):
+    """Return ``sums / divisor`` as tensors of the given dtypes."""
+    return [
+        tf.cast(total.value / tf.cast(divisor, total.dtype), dtype)
+        for total, dtype in zip(sums, dtypes, strict=True)
+    ]
+
+
+def zero(sums, where):
+    """Assign zeros to the variables `sums` where the scalar `where` holds."""
+    run_if(where, lambda: _zero(sums), sums)
+
+
+def _zero(sums):
+    for total in sums:
+        total.value.assign(tf.zeros_like(total.value))
+
+
+def run_if(predicate, function, variables):
+    """Call `function`, which assigns `variables`, where the scalar bool `predicate` holds."""
+    known = static_value(predicate)
+    if known is None:
+        tf.cond(predicate, lambda: _done(function), lambda: tf.constant(0))
+    elif known:
+        function()
+
+
+def _done(function):
+    function()
+    return tf.constant(0)

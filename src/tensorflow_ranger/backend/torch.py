@@ -1,0 +1,64 @@
+"""PyTorch: tensors updated in place and many at a time, conditions in Python."""
+
+import torch
+
+
+def version():
+    """Return the framework's version string."""
+    return torch.__version__
+
+
+def devices():
+    """Return the names of the devices PyTorch computes on."""
+    accelerators = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [*accelerators, "cpu"]
+
+
+def has_value(variable):
+    """Return whether `variable` holds a value, not one that a failed step has taken."""
+    return True
+
+
+def static_value(tensor):
+    """Return `tensor` as a NumPy array."""
+    return torch.as_tensor(tensor).cpu().numpy()
+
+
+@torch.no_grad()
+def all_finite(tensors):
+    """Return a scalar bool: no tensor holds an infinity or a NaN."""
+    # The extremes keep a NaN, and finding them reads the tensor once and makes no copy.
+    extremes = [torch.stack(torch.aminmax(t)).double() for t in tensors if t.numel()]
+    return torch.isfinite(torch.cat(extremes)).all()
+
+
+@torch.no_grad()
+def add_scaled(sums, tensors, scale, keep):
+    """Add ``scale * tensors`` to the variables `sums` where the scalar `keep` holds."""
+    if keep:
+        torch._foreach_add_([total.value for total in sums], list(tensors), alpha=float(scale))
+
+
+@torch.no_grad()
+def divide(sums, divisor, dtypes):
+    """Return ``sums / divisor`` as tensors of the given dtypes.
+
+    The sums are divided in place: they are about to be zeroed, and a copy would cost their memory.
+    """
+    tensors = [total.value for total in sums]
+    torch._foreach_div_(tensors, float(divisor))
+    return [t.to(getattr(torch, dtype)) for t, dtype in zip(tensors, dtypes, strict=True)]
+
+
+@torch.no_grad()
+def zero(sums, where):
+    """Assign zeros to the variables `sums` where the scalar `where` holds."""
+    if where:
+        torch._foreach_zero_([total.value for total in sums])
+
+
+@torch.no_grad()
+def run_if(predicate, function, variables):
+    """Call `function`, which assigns `variables`, where the scalar bool `predicate` holds."""
+    if predicate:
+        function()

@@ -1,0 +1,1 @@
+"""Keras optimizers composed from windows and rules."""

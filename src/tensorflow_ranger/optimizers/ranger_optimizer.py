@@ -1,0 +1,482 @@
+"""RangerOptimizer: any Keras optimizer, updated once per window of micro-batches."""
+
+import math
+import numbers
+import warnings
+
+import keras
+from keras import ops
+
+from tensorflow_ranger import backend
+from tensorflow_ranger.accumulation.window import Window
+from tensorflow_ranger.optimizers import inner as inner_optimizers
+
+REDUCTIONS = ("mean", "sum")
+
+
+def _delegated(name):
+    """Return a property that reads and writes `name` on the inner optimizer."""
+
+    def read(self):
+        return getattr(self.inner_optimizer, name)
+
+    def write(self, value):
+        # Keras' own constructor assigns its defaults before there is an inner optimizer.
+        if "inner_optimizer" in vars(self):
+            setattr(self.inner_optimizer, name, value)
+
+    return property(read, write, doc=f"`{name}` of the inner optimizer.")
+
+
+@keras.saving.register_keras_serializable(package="tensorflow_ranger")
+class RangerOptimizer(keras.optimizers.Optimizer):
+    """Updates once per window of micro-batches, with the window's mean gradient.
+
+    Train with a batch that is good for learning on a machine that holds less: give `fit` the
+    micro-batch that fits, and let `accumulation_steps` of them make one update. The weights follow
+    the trajectory of the large batch,
+
+        G = (sum_k D_k g_k) / (sum_k D_k),
+
+    where ``g_k`` is the mean gradient of micro-batch k and ``D_k`` its mass. `iterations`,
+    learning-rate schedules, weight decay, clipping, moving averages and constraints belong to the
+    inner optimizer and count updates, never micro-batches.
+
+    A window may span epochs. What is left of one when `fit` ends is applied by
+    `finalize_variable_values`, divided by its own mass. Saving in the middle of a window keeps it.
+
+    Args:
+        learning_rate: Float, `keras.optimizers.schedules.LearningRateSchedule` or callable. None
+            takes the inner optimizer's default.
+        momentum: Float; momentum of an inner optimizer that has one. None takes 0.9 for SGD, and
+            the inner optimizer's default otherwise.
+        accumulation_steps: Integer >= 1; micro-batches per window. May be assigned between
+            updates: ``optimizer.accumulation_steps = 8``.
+        inner: The optimizer that makes the updates: a Keras identifier such as ``"adam"``, or a
+            `keras.optimizers.Optimizer` instance.
+        reduction: What the loss does with the samples of a micro-batch: ``"mean"``, or ``"sum"``,
+            for which the window's gradient is the sum of the micro-batches' gradients.
+        skip_nonfinite: Whether to leave out a micro-batch whose gradient holds an infinity or a
+            NaN. `skipped_micro_batches` counts them, and the window waits for another instead.
+        accumulator_dtype: Name of the floating dtype the sums are held in. None takes float32, or
+            float64 for float64 variables.
+        name: Name of the optimizer.
+        **kwargs: Arguments of the inner optimizer (`weight_decay`, `clipnorm`, `use_ema`,
+            `beta_1`, ...), if it is given as an identifier.
+
+    Raises:
+        ValueError: An argument is out of range; an inner argument is given beside an instance; the
+            inner optimizer accumulates gradients or scales losses itself.
+        TypeError: `inner` is neither an identifier nor an optimizer.
+
+    Example:
+        >>> optimizer = RangerOptimizer(learning_rate=1e-3, inner="adam", accumulation_steps=8)
+        >>> model.compile(optimizer=optimizer, loss="mse")
+        >>> model.fit(x, y, batch_size=32)  # the weights of batch_size=256
+    """
+
+    def __init__(
+        self,
+        learning_rate=None,
+        momentum=None,
+        accumulation_steps=4,
+        inner="sgd",
+        *,
+        reduction="mean",
+        skip_nonfinite=True,
+        accumulator_dtype=None,
+        name="ranger_optimizer",
+        **kwargs,
+    ):
+        if reduction not in REDUCTIONS:
+            raise ValueError(
+                f"reduction must be one of {REDUCTIONS}: got {reduction!r}. "
+                "It says what the loss does with the samples of a micro-batch."
+            )
+        inner_optimizer = inner_optimizers.resolve(
+            inner, learning_rate=learning_rate, momentum=momentum, **kwargs
+        )
+        super().__init__(learning_rate=0.0, name=name)
+        # Keras gives every optimizer these two; here they are the inner optimizer's.
+        self._untrack_variable(self._iterations)
+        self._untrack_variable(self._learning_rate)
+        self.inner_optimizer = inner_optimizer
+        # Gradients are unscaled as they are summed, so the inner optimizer must not do it again.
+        self.loss_scale_factor = inner_optimizer.loss_scale_factor
+        inner_optimizer.loss_scale_factor = None
+        self.reduction = reduction
+        self.skip_nonfinite = skip_nonfinite
+        self.accumulator_dtype = _floating(accumulator_dtype)
+        self._accumulation_steps = self._add_state("accumulation_steps", (), "int")
+        self.accumulation_steps = accumulation_steps
+        self._reported_skips = 0
+
+    weight_decay = _delegated("weight_decay")
+    clipnorm = _delegated("clipnorm")
+    global_clipnorm = _delegated("global_clipnorm")
+    clipvalue = _delegated("clipvalue")
+    use_ema = _delegated("use_ema")
+    ema_momentum = _delegated("ema_momentum")
+    ema_overwrite_frequency = _delegated("ema_overwrite_frequency")
+
+    @property
+    def learning_rate(self):
+        """The learning rate of the next update, from the inner optimizer."""
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def iterations(self):
+        """The number of updates made, from the inner optimizer."""
+        return self.inner_optimizer.iterations
+
+    @property
+    def variables(self):
+        """The window's variables, then the inner optimizer's."""
+        return [*self._variables, *self.inner_optimizer.variables]
+
+    @property
+    def accumulation_steps(self):
+        """Micro-batches per window.
+
+        Raises:
+            ValueError: On assigning anything but an integer >= 1.
+        """
+        return int(ops.convert_to_numpy(self._accumulation_steps))
+
+    @accumulation_steps.setter
+    def accumulation_steps(self, value):
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(
+                f"accumulation_steps must be an integer >= 1: got {value!r}. "
+                "Use 1 to update after every micro-batch."
+            )
+        self._accumulation_steps.assign(int(value))
+
+    @property
+    def pending_micro_batches(self):
+        """Micro-batches in the unfinished window."""
+        return int(ops.convert_to_numpy(self._window.micro_batches)) if self.built else 0
+
+    @property
+    def skipped_micro_batches(self):
+        """Micro-batches left out because their gradient was not finite."""
+        return int(ops.convert_to_numpy(self._window.skipped_micro_batches)) if self.built else 0
+
+    def build(self, variables):
+        """Create the window's and the inner optimizer's variables for `variables`."""
+        if self.built:
+            return
+        # Past Keras' tracker, which would take the model's variables for the optimizer's own.
+        vars(self)["_trainable_variables"] = list(variables)
+        self._trainable_variables_indices = {
+            self._var_key(variable): index for index, variable in enumerate(variables)
+        }
+        self._window = Window(
+            self._trainable_variables,
+            self._add_accumulator,
+            self._add_state,
+            self.accumulator_dtype,
+        )
+        self.inner_optimizer.build(self._trainable_variables)
+        self.built = True
+
+    def apply(self, grads, trainable_variables=None, mass=None):
+        """Add one micro-batch's gradients to the window; update if that fills it.
+
+        Args:
+            grads: List of gradients of the micro-batch's mean loss (of its summed loss with
+                ``reduction="sum"``). None stands for a variable the loss does not depend on.
+            trainable_variables: List of the variables, in the order of `grads`. None takes those
+                the optimizer was built with.
+            mass: Number or scalar tensor >= 0; what the mean divided by: samples, the sum of
+                sample weights, or unmasked tokens. None weighs all micro-batches alike.
+
+        Raises:
+            ValueError: `grads` and the variables differ in number; a variable is unknown; no
+                variable has a gradient; `mass` is negative, not finite, or given beside
+                ``reduction="sum"``.
+        """
+        if len(grads) == 0:
+            return
+        if trainable_variables is not None and not self.built:
+            with keras.name_scope(self.name, caller=self):
+                self.build(list(trainable_variables))
+        mass = self._checked_mass(mass)
+        gradients = self._aligned(grads, trainable_variables)
+        present = [gradient is not None for gradient in gradients]
+        with keras.name_scope(self.name, caller=self):
+            self._window.add(
+                gradients, mass, self.loss_scale_factor or 1.0, self.skip_nonfinite
+            )
+            backend.run_if(
+                ops.greater_equal(self._window.micro_batches, self._accumulation_steps),
+                lambda: self._close_window(present),
+                self._updated_variables,
+            )
+
+    def apply_gradients(self, grads_and_vars, mass=None):
+        """Call `apply` with ``(gradient, variable)`` pairs; return `iterations`.
+
+        Args:
+            grads_and_vars: Iterable of ``(gradient, variable)`` pairs.
+            mass: As in `apply`.
+
+        Raises:
+            ValueError: As `apply` does.
+        """
+        grads, trainable_variables = zip(*grads_and_vars, strict=True)
+        self.apply(grads, trainable_variables, mass=mass)
+        return self.iterations
+
+    def stateless_apply(self, optimizer_variables, grads, trainable_variables, mass=None):
+        """Return the variables after `apply`, for loops that carry their state (JAX).
+
+        Args:
+            optimizer_variables: List of tensors, the values of `variables`.
+            grads: As in `apply`.
+            trainable_variables: List of tensors, the values of the variables built with.
+            mass: As in `apply`.
+
+        Returns:
+            ``(trainable_variables, optimizer_variables)``: two lists of tensors.
+
+        Raises:
+            ValueError: The optimizer is not built; a list has the wrong length; as `apply` does;
+                or the backend is TensorFlow, which has no stateless optimizers.
+        """
+        if keras.config.backend() == "tensorflow":
+            return super().stateless_apply(optimizer_variables, grads, trainable_variables)
+        if not self.built:
+            raise ValueError(
+                "stateless_apply needs a built optimizer: got one without variables. "
+                "Call optimizer.build(model.trainable_variables) first."
+            )
+        for name, values, expected in (
+            ("optimizer_variables", optimizer_variables, self.variables),
+            ("trainable_variables", trainable_variables, self._trainable_variables),
+        ):
+            if len(values) != len(expected):
+                raise ValueError(
+                    f"{name} must hold {len(expected)} tensors, one for each variable the "
+                    f"optimizer was built with: got {len(values)}."
+                )
+        variables = [*self._trainable_variables, *self.variables]
+        values = [*trainable_variables, *optimizer_variables]
+        with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
+            self.apply(grads, mass=mass)
+        updated = [scope.get_current_value(variable) for variable in variables]
+        count = len(self._trainable_variables)
+        return updated[:count], updated[count:]
+
+    def finalize_variable_values(self, var_list):
+        """Apply what is left of the window, then finalize the inner optimizer.
+
+        `fit` calls this when it ends; a loop of your own should, too. The rest is divided by its
+        own mass, not by that of a full window.
+
+        Args:
+            var_list: List of the model's trainable variables.
+        """
+        # After a step that failed, Keras on JAX has no values to go on with, and the error to show.
+        if self.built and backend.has_value(self._window.micro_batches):
+            backend.run_if(
+                ops.greater(self._window.micro_batches, 0),
+                lambda: self._close_window([False] * len(self._trainable_variables)),
+                self._updated_variables,
+            )
+            self._warn_of_skips()
+        self.inner_optimizer.finalize_variable_values(var_list)
+
+    def scale_loss(self, loss):
+        """Return `loss` times `loss_scale_factor`, if there is one."""
+        return loss if self.loss_scale_factor is None else loss * self.loss_scale_factor
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Call the inner optimizer's `exclude_from_weight_decay`."""
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    def set_weights(self, weights):
+        """Assign `weights`, one array for each of `variables`.
+
+        Raises:
+            ValueError: The optimizer is not built, or a number or shape differs.
+        """
+        if len(weights) != len(self.variables):
+            raise ValueError(
+                f"weights must hold {len(self.variables)} arrays, one for each of "
+                f"optimizer.variables: got {len(weights)}."
+            )
+        count = len(self._variables)
+        super().set_weights(weights[:count])
+        self.inner_optimizer.set_weights(weights[count:])
+
+    def get_config(self):
+        """Return the arguments that make an optimizer like this one, without its state."""
+        return {
+            "name": self.name,
+            "inner": keras.saving.serialize_keras_object(self.inner_optimizer),
+            "loss_scale_factor": self.loss_scale_factor,
+            "accumulation_steps": self.accumulation_steps,
+            "reduction": self.reduction,
+            "skip_nonfinite": self.skip_nonfinite,
+            "accumulator_dtype": self.accumulator_dtype,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Return the optimizer that `get_config` describes."""
+        config = dict(config)
+        inner = keras.saving.deserialize_keras_object(
+            config.pop("inner"), custom_objects=custom_objects
+        )
+        inner.loss_scale_factor = config.pop("loss_scale_factor")
+        return cls(inner=inner, **config)
+
+    def save_own_variables(self, store):
+        """Save the inner optimizer as Keras saves it alone, and the window beside it."""
+        self.inner_optimizer.save_own_variables(store)
+        for name, variable in self._window_state().items():
+            store[name] = ops.convert_to_numpy(variable)
+
+    def load_own_variables(self, store):
+        """Load what `save_own_variables` saved, or a plain optimizer's checkpoint.
+
+        A plain checkpoint becomes the inner optimizer's state, and the window starts empty.
+        """
+        names = set(store.keys())
+        inner_names = {name for name in names if name.isdigit()}
+        self.inner_optimizer.load_own_variables({name: store[name] for name in inner_names})
+        if names == inner_names:
+            if self.built:
+                self._window.reset()
+            return
+        for name, variable in self._window_state().items():
+            variable.assign(store[name])
+
+    def __dir__(self):
+        # Keras' saving visits what dir() lists. `save_own_variables` saves the inner optimizer:
+        # a second copy would cost its size again, and be missing from a plain checkpoint.
+        return [name for name in super().__dir__() if name != "inner_optimizer"]
+
+    @property
+    def _updated_variables(self):
+        window = self._window.variables
+        return [*self._trainable_variables, *window, *self.inner_optimizer.variables]
+
+    def _window_state(self):
+        state = {"accumulation_steps": self._accumulation_steps}
+        return {**state, **self._window.state} if self.built else state
+
+    def _add_accumulator(self, variable, dtype):
+        path = getattr(variable, "path", variable.name)
+        accumulator = self.add_variable(
+            shape=variable.shape,
+            dtype=dtype,
+            layout=getattr(variable, "_layout", None),
+            name=f"{path}_window_sum".replace("/", "_").replace(":", "_"),
+        )
+        actual = keras.backend.standardize_dtype(accumulator.value.dtype)
+        if actual != dtype:
+            raise ValueError(
+                f"accumulator_dtype={dtype!r} is not available: got {actual}. On JAX, enable "
+                'float64 first: jax.config.update("jax_enable_x64", True).'
+            )
+        return accumulator
+
+    def _add_state(self, name, shape, dtype):
+        return self.add_variable(
+            shape=shape, dtype=dtype, aggregation="only_first_replica", name=name
+        )
+
+    def _checked_mass(self, mass):
+        if mass is None:
+            return 1.0
+        if self.reduction == "sum":
+            raise ValueError(
+                f'mass has no meaning with reduction="sum": got mass={mass}. A sum is not divided; '
+                'leave mass out, or give mean gradients and reduction="mean".'
+            )
+        if not isinstance(mass, numbers.Real):
+            return mass
+        if not math.isfinite(mass) or mass < 0:
+            raise ValueError(
+                f"mass must be a finite number >= 0: got {mass}. It is what the micro-batch's "
+                "mean divided by, such as its number of samples."
+            )
+        return float(mass)
+
+    def _aligned(self, grads, trainable_variables):
+        if trainable_variables is None:
+            if not self.built:
+                raise ValueError(
+                    "apply without variables needs a built optimizer. Pass trainable_variables, "
+                    "or call optimizer.build(model.trainable_variables) first."
+                )
+            trainable_variables = self._trainable_variables
+        trainable_variables = list(trainable_variables)
+        if len(grads) != len(trainable_variables):
+            raise ValueError(
+                f"grads must hold one gradient per variable: got {len(grads)} gradients for "
+                f"{len(trainable_variables)} variables. Use None where there is no gradient."
+            )
+        self._check_variables_are_known(trainable_variables)
+        gradients = [None] * len(self._trainable_variables)
+        for gradient, variable in zip(grads, trainable_variables, strict=True):
+            gradients[self._get_variable_index(variable)] = gradient
+        if all(gradient is None for gradient in gradients):
+            raise ValueError(
+                "No gradients provided for any variable: got only None. Check that the loss "
+                "depends on the model's trainable variables."
+            )
+        return gradients
+
+    def _close_window(self, present):
+        seen = backend.static_value(self._window.has_gradient.value)
+        if seen is not None:
+            self._update(list(seen))
+        elif all(present):
+            self._update(present)
+        else:
+            # Which variables had a gradient earlier in the window is known only when this runs,
+            # but a graph must fix which ones it updates: all of them if that loses nothing else.
+            earlier = ops.any(
+                ops.logical_and(self._window.has_gradient, ops.logical_not(present))
+            )
+            variables = self._updated_variables
+            backend.run_if(earlier, lambda: self._update([True] * len(present)), variables)
+            backend.run_if(
+                ops.logical_not(earlier), lambda: self._update(present), variables
+            )
+
+    def _update(self, present):
+        means = self._window.mean(self.reduction)
+        gradients = [mean if given else None for mean, given in zip(means, present, strict=True)]
+        self.inner_optimizer.apply(gradients, self._trainable_variables)
+        self._window.reset()
+
+    def _warn_of_skips(self):
+        skipped = self.skipped_micro_batches
+        if skipped > self._reported_skips:
+            warnings.warn(
+                f"{skipped - self._reported_skips} micro-batches were left out because their "
+                "gradients held an infinity or a NaN. Lower the learning rate, clip, or look for "
+                "bad samples; optimizer.skipped_micro_batches counts them.",
+                stacklevel=2,
+            )
+        self._reported_skips = skipped
+
+
+def _floating(dtype):
+    if dtype is None:
+        return None
+    name = keras.backend.standardize_dtype(dtype)
+    if not keras.backend.is_float_dtype(name):
+        raise ValueError(
+            f"accumulator_dtype must be a floating dtype: got {dtype!r}. "
+            'Use "float32", or None for the default.'
+        )
+    return name
