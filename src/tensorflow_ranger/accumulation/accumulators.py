@@ -78,9 +78,7 @@ class Buffer:
         """
         plain = [i for i, overwritten in enumerate(self._overwritten) if not overwritten]
         divided = iter(
-            backend.divide(
-                [self.sums[i] for i in plain], divisor, [self._dtypes[i] for i in plain]
-            )
+            backend.divide([self.sums[i] for i in plain], divisor, [self._dtypes[i] for i in plain])
         )
         return [
             ops.cast(total, dtype) if overwritten else next(divided)

@@ -68,7 +68,7 @@ class Window:
         self._buffer.add(gradients, mass / loss_scale, added)
         self.mass.assign_add(ops.where(added, ops.cast(mass, self.mass.dtype), 0.0))
         self.has_gradient.assign(
-            ops.logical_or(self.has_gradient, ops.logical_and(added, present))
+            ops.logical_or(self.has_gradient, ops.logical_and(counted, present))
         )
         count = ops.cast(counted, self.micro_batches.dtype)
         self.micro_batches.assign_add(count)

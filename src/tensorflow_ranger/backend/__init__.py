@@ -25,5 +25,6 @@ divide = _active.divide
 has_value = _active.has_value
 run_if = _active.run_if
 static_value = _active.static_value
+supports_dtype = _active.supports_dtype
 version = _active.version
 zero = _active.zero

@@ -16,6 +16,11 @@ def devices():
     return [str(device) for device in jax.devices()]
 
 
+def supports_dtype(dtype):
+    """Return whether arrays of the dtype named `dtype` can be made."""
+    return jax.dtypes.canonicalize_dtype(dtype) == dtype
+
+
 def has_value(variable):
     """Return whether `variable` holds a value, not one that a failed step has taken."""
     try:

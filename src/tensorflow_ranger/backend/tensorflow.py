@@ -1,4 +1,4 @@
-"""TensorFlow: resource variables updated in place, conditions as `tf.cond`."""
+"""TensorFlow: resource variables updated in place, conditions as loops of no or one trip."""
 
 import tensorflow as tf
 
@@ -11,6 +11,11 @@ def version():
 def devices():
     """Return the names of the devices TensorFlow computes on."""
     return [device.name for device in tf.config.list_logical_devices()]
+
+
+def supports_dtype(dtype):
+    """Return whether arrays of the dtype named `dtype` can be made."""
+    return True
 
 
 def has_value(variable):
@@ -83,14 +88,18 @@ def _zero(sums):
 
 
 def run_if(predicate, function, variables):
-    """Call `function`, which assigns `variables`, where the scalar bool `predicate` holds."""
+    """Call `function`, which assigns `variables`, where the scalar bool `predicate` holds.
+
+    Under XLA a `tf.cond` copies every variable it may assign, on each call. A loop updates them in
+    place, so a loop of no trip costs nothing. Without XLA the two cost the same.
+    """
     known = static_value(predicate)
     if known is None:
-        tf.cond(predicate, lambda: _done(function), lambda: tf.constant(0))
+        tf.while_loop(lambda go: go, lambda _: _ended(function), [predicate])
     elif known:
         function()
 
 
-def _done(function):
+def _ended(function):
     function()
-    return tf.constant(0)
+    return (tf.constant(False),)

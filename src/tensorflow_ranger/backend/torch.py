@@ -14,6 +14,11 @@ def devices():
     return [*accelerators, "cpu"]
 
 
+def supports_dtype(dtype):
+    """Return whether arrays of the dtype named `dtype` can be made."""
+    return True
+
+
 def has_value(variable):
     """Return whether `variable` holds a value, not one that a failed step has taken."""
     return True

@@ -1,7 +1,5 @@
 """RangerOptimizer: any Keras optimizer, updated once per window of micro-batches."""
 
-import math
-import numbers
 import warnings
 
 import keras
@@ -9,27 +7,13 @@ from keras import ops
 
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.window import Window
+from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.optimizers import inner as inner_optimizers
-
-REDUCTIONS = ("mean", "sum")
-
-
-def _delegated(name):
-    """Return a property that reads and writes `name` on the inner optimizer."""
-
-    def read(self):
-        return getattr(self.inner_optimizer, name)
-
-    def write(self, value):
-        # Keras' own constructor assigns its defaults before there is an inner optimizer.
-        if "inner_optimizer" in vars(self):
-            setattr(self.inner_optimizer, name, value)
-
-    return property(read, write, doc=f"`{name}` of the inner optimizer.")
+from tensorflow_ranger.optimizers.wrapper import OptimizerWrapper
 
 
 @keras.saving.register_keras_serializable(package="tensorflow_ranger")
-class RangerOptimizer(keras.optimizers.Optimizer):
+class RangerOptimizer(OptimizerWrapper):
     """Updates once per window of micro-batches, with the window's mean gradient.
 
     Train with a batch that is good for learning on a machine that holds less: give `fit` the
@@ -88,55 +72,21 @@ class RangerOptimizer(keras.optimizers.Optimizer):
         name="ranger_optimizer",
         **kwargs,
     ):
-        if reduction not in REDUCTIONS:
-            raise ValueError(
-                f"reduction must be one of {REDUCTIONS}: got {reduction!r}. "
-                "It says what the loss does with the samples of a micro-batch."
-            )
         inner_optimizer = inner_optimizers.resolve(
             inner, learning_rate=learning_rate, momentum=momentum, **kwargs
         )
-        super().__init__(learning_rate=0.0, name=name)
-        # Keras gives every optimizer these two; here they are the inner optimizer's.
-        self._untrack_variable(self._iterations)
-        self._untrack_variable(self._learning_rate)
-        self.inner_optimizer = inner_optimizer
-        # Gradients are unscaled as they are summed, so the inner optimizer must not do it again.
-        self.loss_scale_factor = inner_optimizer.loss_scale_factor
-        inner_optimizer.loss_scale_factor = None
-        self.reduction = reduction
+        if isinstance(inner_optimizer, RangerOptimizer):
+            raise ValueError(
+                "inner must not be a RangerOptimizer: got a window inside a window. "
+                "Multiply their accumulation_steps and keep one."
+            )
+        super().__init__(inner_optimizer, name)
+        self.reduction = arguments.reduction(reduction)
         self.skip_nonfinite = skip_nonfinite
-        self.accumulator_dtype = _floating(accumulator_dtype)
+        self.accumulator_dtype = arguments.accumulator_dtype(accumulator_dtype)
         self._accumulation_steps = self._add_state("accumulation_steps", (), "int")
-        self.accumulation_steps = accumulation_steps
+        self._accumulation_steps.assign(arguments.accumulation_steps(accumulation_steps))
         self._reported_skips = 0
-
-    weight_decay = _delegated("weight_decay")
-    clipnorm = _delegated("clipnorm")
-    global_clipnorm = _delegated("global_clipnorm")
-    clipvalue = _delegated("clipvalue")
-    use_ema = _delegated("use_ema")
-    ema_momentum = _delegated("ema_momentum")
-    ema_overwrite_frequency = _delegated("ema_overwrite_frequency")
-
-    @property
-    def learning_rate(self):
-        """The learning rate of the next update, from the inner optimizer."""
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate):
-        self.inner_optimizer.learning_rate = learning_rate
-
-    @property
-    def iterations(self):
-        """The number of updates made, from the inner optimizer."""
-        return self.inner_optimizer.iterations
-
-    @property
-    def variables(self):
-        """The window's variables, then the inner optimizer's."""
-        return [*self._variables, *self.inner_optimizer.variables]
 
     @property
     def accumulation_steps(self):
@@ -145,44 +95,32 @@ class RangerOptimizer(keras.optimizers.Optimizer):
         Raises:
             ValueError: On assigning anything but an integer >= 1.
         """
-        return int(ops.convert_to_numpy(self._accumulation_steps))
+        return int(ops.convert_to_numpy(self._accumulation_steps.value))
 
     @accumulation_steps.setter
     def accumulation_steps(self, value):
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-            raise ValueError(
-                f"accumulation_steps must be an integer >= 1: got {value!r}. "
-                "Use 1 to update after every micro-batch."
-            )
-        self._accumulation_steps.assign(int(value))
+        self._accumulation_steps.assign(arguments.accumulation_steps(value))
 
     @property
     def pending_micro_batches(self):
         """Micro-batches in the unfinished window."""
-        return int(ops.convert_to_numpy(self._window.micro_batches)) if self.built else 0
+        return int(ops.convert_to_numpy(self._window.micro_batches.value)) if self.built else 0
 
     @property
     def skipped_micro_batches(self):
         """Micro-batches left out because their gradient was not finite."""
-        return int(ops.convert_to_numpy(self._window.skipped_micro_batches)) if self.built else 0
+        return (
+            int(ops.convert_to_numpy(self._window.skipped_micro_batches.value)) if self.built else 0
+        )
 
     def build(self, variables):
         """Create the window's and the inner optimizer's variables for `variables`."""
         if self.built:
             return
-        # Past Keras' tracker, which would take the model's variables for the optimizer's own.
-        vars(self)["_trainable_variables"] = list(variables)
-        self._trainable_variables_indices = {
-            self._var_key(variable): index for index, variable in enumerate(variables)
-        }
         self._window = Window(
-            self._trainable_variables,
-            self._add_accumulator,
-            self._add_state,
-            self.accumulator_dtype,
+            list(variables), self._add_accumulator, self._add_state, self.accumulator_dtype
         )
-        self.inner_optimizer.build(self._trainable_variables)
-        self.built = True
+        super().build(variables)
 
     def apply(self, grads, trainable_variables=None, mass=None):
         """Add one micro-batch's gradients to the window; update if that fills it.
@@ -205,13 +143,11 @@ class RangerOptimizer(keras.optimizers.Optimizer):
         if trainable_variables is not None and not self.built:
             with keras.name_scope(self.name, caller=self):
                 self.build(list(trainable_variables))
-        mass = self._checked_mass(mass)
+        mass = arguments.mass(mass, self.reduction)
         gradients = self._aligned(grads, trainable_variables)
         present = [gradient is not None for gradient in gradients]
         with keras.name_scope(self.name, caller=self):
-            self._window.add(
-                gradients, mass, self.loss_scale_factor or 1.0, self.skip_nonfinite
-            )
+            self._window.add(gradients, mass, self.loss_scale_factor or 1.0, self.skip_nonfinite)
             backend.run_if(
                 ops.greater_equal(self._window.micro_batches, self._accumulation_steps),
                 lambda: self._close_window(present),
@@ -255,15 +191,8 @@ class RangerOptimizer(keras.optimizers.Optimizer):
                 "stateless_apply needs a built optimizer: got one without variables. "
                 "Call optimizer.build(model.trainable_variables) first."
             )
-        for name, values, expected in (
-            ("optimizer_variables", optimizer_variables, self.variables),
-            ("trainable_variables", trainable_variables, self._trainable_variables),
-        ):
-            if len(values) != len(expected):
-                raise ValueError(
-                    f"{name} must hold {len(expected)} tensors, one for each variable the "
-                    f"optimizer was built with: got {len(values)}."
-                )
+        arguments.state("optimizer_variables", optimizer_variables, self.variables)
+        arguments.state("trainable_variables", trainable_variables, self._trainable_variables)
         variables = [*self._trainable_variables, *self.variables]
         values = [*trainable_variables, *optimizer_variables]
         with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
@@ -291,29 +220,6 @@ class RangerOptimizer(keras.optimizers.Optimizer):
             self._warn_of_skips()
         self.inner_optimizer.finalize_variable_values(var_list)
 
-    def scale_loss(self, loss):
-        """Return `loss` times `loss_scale_factor`, if there is one."""
-        return loss if self.loss_scale_factor is None else loss * self.loss_scale_factor
-
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        """Call the inner optimizer's `exclude_from_weight_decay`."""
-        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
-
-    def set_weights(self, weights):
-        """Assign `weights`, one array for each of `variables`.
-
-        Raises:
-            ValueError: The optimizer is not built, or a number or shape differs.
-        """
-        if len(weights) != len(self.variables):
-            raise ValueError(
-                f"weights must hold {len(self.variables)} arrays, one for each of "
-                f"optimizer.variables: got {len(weights)}."
-            )
-        count = len(self._variables)
-        super().set_weights(weights[:count])
-        self.inner_optimizer.set_weights(weights[count:])
-
     def get_config(self):
         """Return the arguments that make an optimizer like this one, without its state."""
         return {
@@ -340,12 +246,18 @@ class RangerOptimizer(keras.optimizers.Optimizer):
         """Save the inner optimizer as Keras saves it alone, and the window beside it."""
         self.inner_optimizer.save_own_variables(store)
         for name, variable in self._window_state().items():
-            store[name] = ops.convert_to_numpy(variable)
+            store[name] = ops.convert_to_numpy(variable.value)
 
     def load_own_variables(self, store):
         """Load what `save_own_variables` saved, or a plain optimizer's checkpoint.
 
         A plain checkpoint becomes the inner optimizer's state, and the window starts empty.
+
+        Args:
+            store: Mapping from names to arrays.
+
+        Raises:
+            ValueError: The checkpoint lacks a part of the window.
         """
         names = set(store.keys())
         inner_names = {name for name in names if name.isdigit()}
@@ -354,13 +266,14 @@ class RangerOptimizer(keras.optimizers.Optimizer):
             if self.built:
                 self._window.reset()
             return
-        for name, variable in self._window_state().items():
+        state = self._window_state()
+        if missing := sorted(state.keys() - names):
+            raise ValueError(
+                f"The checkpoint of {self.name} holds no {', '.join(missing)}: it was saved for a "
+                "model with fewer trainable variables. Load it into the model it was saved from."
+            )
+        for name, variable in state.items():
             variable.assign(store[name])
-
-    def __dir__(self):
-        # Keras' saving visits what dir() lists. `save_own_variables` saves the inner optimizer:
-        # a second copy would cost its size again, and be missing from a plain checkpoint.
-        return [name for name in super().__dir__() if name != "inner_optimizer"]
 
     @property
     def _updated_variables(self):
@@ -372,42 +285,23 @@ class RangerOptimizer(keras.optimizers.Optimizer):
         return {**state, **self._window.state} if self.built else state
 
     def _add_accumulator(self, variable, dtype):
+        if not backend.supports_dtype(dtype):
+            raise ValueError(
+                f"accumulator_dtype={dtype!r} is switched off on JAX. Switch it on first: "
+                'jax.config.update("jax_enable_x64", True).'
+            )
         path = getattr(variable, "path", variable.name)
-        accumulator = self.add_variable(
+        return self.add_variable(
             shape=variable.shape,
             dtype=dtype,
             layout=getattr(variable, "_layout", None),
             name=f"{path}_window_sum".replace("/", "_").replace(":", "_"),
         )
-        actual = keras.backend.standardize_dtype(accumulator.value.dtype)
-        if actual != dtype:
-            raise ValueError(
-                f"accumulator_dtype={dtype!r} is not available: got {actual}. On JAX, enable "
-                'float64 first: jax.config.update("jax_enable_x64", True).'
-            )
-        return accumulator
 
     def _add_state(self, name, shape, dtype):
         return self.add_variable(
             shape=shape, dtype=dtype, aggregation="only_first_replica", name=name
         )
-
-    def _checked_mass(self, mass):
-        if mass is None:
-            return 1.0
-        if self.reduction == "sum":
-            raise ValueError(
-                f'mass has no meaning with reduction="sum": got mass={mass}. A sum is not divided; '
-                'leave mass out, or give mean gradients and reduction="mean".'
-            )
-        if not isinstance(mass, numbers.Real):
-            return mass
-        if not math.isfinite(mass) or mass < 0:
-            raise ValueError(
-                f"mass must be a finite number >= 0: got {mass}. It is what the micro-batch's "
-                "mean divided by, such as its number of samples."
-            )
-        return float(mass)
 
     def _aligned(self, grads, trainable_variables):
         if trainable_variables is None:
@@ -417,22 +311,12 @@ class RangerOptimizer(keras.optimizers.Optimizer):
                     "or call optimizer.build(model.trainable_variables) first."
                 )
             trainable_variables = self._trainable_variables
-        trainable_variables = list(trainable_variables)
-        if len(grads) != len(trainable_variables):
-            raise ValueError(
-                f"grads must hold one gradient per variable: got {len(grads)} gradients for "
-                f"{len(trainable_variables)} variables. Use None where there is no gradient."
-            )
+        grads, trainable_variables = arguments.gradients(grads, trainable_variables)
         self._check_variables_are_known(trainable_variables)
-        gradients = [None] * len(self._trainable_variables)
+        aligned = [None] * len(self._trainable_variables)
         for gradient, variable in zip(grads, trainable_variables, strict=True):
-            gradients[self._get_variable_index(variable)] = gradient
-        if all(gradient is None for gradient in gradients):
-            raise ValueError(
-                "No gradients provided for any variable: got only None. Check that the loss "
-                "depends on the model's trainable variables."
-            )
-        return gradients
+            aligned[self._get_variable_index(variable)] = gradient
+        return aligned
 
     def _close_window(self, present):
         seen = backend.static_value(self._window.has_gradient.value)
@@ -443,14 +327,10 @@ class RangerOptimizer(keras.optimizers.Optimizer):
         else:
             # Which variables had a gradient earlier in the window is known only when this runs,
             # but a graph must fix which ones it updates: all of them if that loses nothing else.
-            earlier = ops.any(
-                ops.logical_and(self._window.has_gradient, ops.logical_not(present))
-            )
+            earlier = ops.any(ops.logical_and(self._window.has_gradient, ops.logical_not(present)))
             variables = self._updated_variables
             backend.run_if(earlier, lambda: self._update([True] * len(present)), variables)
-            backend.run_if(
-                ops.logical_not(earlier), lambda: self._update(present), variables
-            )
+            backend.run_if(ops.logical_not(earlier), lambda: self._update(present), variables)
 
     def _update(self, present):
         means = self._window.mean(self.reduction)
@@ -468,15 +348,3 @@ class RangerOptimizer(keras.optimizers.Optimizer):
                 stacklevel=2,
             )
         self._reported_skips = skipped
-
-
-def _floating(dtype):
-    if dtype is None:
-        return None
-    name = keras.backend.standardize_dtype(dtype)
-    if not keras.backend.is_float_dtype(name):
-        raise ValueError(
-            f"accumulator_dtype must be a floating dtype: got {dtype!r}. "
-            'Use "float32", or None for the default.'
-        )
-    return name

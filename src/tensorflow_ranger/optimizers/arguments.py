@@ -1,0 +1,113 @@
+"""Arguments of the optimizers, checked: each function returns what may be used, or raises."""
+
+import math
+import numbers
+
+import keras
+
+REDUCTIONS = ("mean", "sum")
+
+
+def accumulation_steps(value):
+    """Return `value` as an int >= 1.
+
+    Raises:
+        ValueError: `value` is anything else.
+    """
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"accumulation_steps must be an integer >= 1: got {value!r}. "
+            "Use 1 to update after every micro-batch."
+        )
+    return int(value)
+
+
+def reduction(value):
+    """Return `value` if it is "mean" or "sum".
+
+    Raises:
+        ValueError: `value` is anything else.
+    """
+    if value not in REDUCTIONS:
+        raise ValueError(
+            f"reduction must be one of {REDUCTIONS}: got {value!r}. "
+            "It says what the loss does with the samples of a micro-batch."
+        )
+    return value
+
+
+def accumulator_dtype(value):
+    """Return the name of a floating dtype, or None.
+
+    Raises:
+        ValueError: `value` names a dtype that is not floating, or none at all.
+    """
+    if value is None:
+        return None
+    name = keras.backend.standardize_dtype(value)
+    if not keras.backend.is_float_dtype(name):
+        raise ValueError(
+            f"accumulator_dtype must be a floating dtype: got {value!r}. "
+            'Use "float32", or None for the default.'
+        )
+    return name
+
+
+def mass(value, reduction):
+    """Return a micro-batch's mass: a float, or the tensor that was given.
+
+    Args:
+        value: Number or scalar tensor, or None for 1. A tensor is checked when it is known.
+        reduction: "mean" or "sum".
+
+    Raises:
+        ValueError: The number is negative or not finite, or the reduction is "sum".
+    """
+    if value is None:
+        return 1.0
+    if reduction == "sum":
+        raise ValueError(
+            f'mass has no meaning with reduction="sum": got mass={value}. A sum is not divided; '
+            'leave mass out, or give mean gradients and reduction="mean".'
+        )
+    if not isinstance(value, numbers.Real):
+        return value
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(
+            f"mass must be a finite number >= 0: got {value}. It is what the micro-batch's "
+            "mean divided by, such as its number of samples."
+        )
+    return float(value)
+
+
+def gradients(grads, variables):
+    """Return `grads` and `variables` as lists of one length.
+
+    Raises:
+        ValueError: Their numbers differ, or no variable has a gradient.
+    """
+    grads, variables = list(grads), list(variables)
+    if len(grads) != len(variables):
+        raise ValueError(
+            f"grads must hold one gradient per variable: got {len(grads)} gradients for "
+            f"{len(variables)} variables. Use None where there is no gradient."
+        )
+    if all(gradient is None for gradient in grads):
+        raise ValueError(
+            "No gradients provided for any variable: got only None. Check that the loss "
+            "depends on the model's trainable variables."
+        )
+    return grads, variables
+
+
+def state(name, values, expected):
+    """Check that `values` holds one tensor for each of the `expected` variables.
+
+    Raises:
+        ValueError: The numbers differ.
+    """
+    if len(values) != len(expected):
+        raise ValueError(
+            f"{name} must hold {len(expected)} tensors, one for each variable the optimizer was "
+            f"built with: got {len(values)}."
+        )

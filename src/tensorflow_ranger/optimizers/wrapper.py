@@ -1,0 +1,97 @@
+"""A Keras optimizer around another one, which makes the updates."""
+
+import keras
+
+
+def _delegated(name):
+    """Return a property that reads and writes `name` on the inner optimizer."""
+
+    def read(self):
+        return getattr(self.inner_optimizer, name)
+
+    def write(self, value):
+        # Keras' own constructor assigns its defaults before there is an inner optimizer.
+        if "inner_optimizer" in vars(self):
+            setattr(self.inner_optimizer, name, value)
+
+    return property(read, write, doc=f"`{name}` of the inner optimizer.")
+
+
+class OptimizerWrapper(keras.optimizers.Optimizer):
+    """Keeps what counts updates in the inner optimizer, and shows it as its own.
+
+    Args:
+        inner_optimizer: `keras.optimizers.Optimizer` that makes the updates.
+        name: Name of the optimizer.
+    """
+
+    def __init__(self, inner_optimizer, name):
+        super().__init__(learning_rate=0.0, name=name)
+        # Keras gives every optimizer these two; here they are the inner optimizer's.
+        self._untrack_variable(self._iterations)
+        self._untrack_variable(self._learning_rate)
+        self.inner_optimizer = inner_optimizer
+        # The loss is scaled and unscaled out here, so the inner optimizer must not do it again.
+        self.loss_scale_factor = inner_optimizer.loss_scale_factor
+        inner_optimizer.loss_scale_factor = None
+
+    weight_decay = _delegated("weight_decay")
+    clipnorm = _delegated("clipnorm")
+    global_clipnorm = _delegated("global_clipnorm")
+    clipvalue = _delegated("clipvalue")
+    use_ema = _delegated("use_ema")
+    ema_momentum = _delegated("ema_momentum")
+    ema_overwrite_frequency = _delegated("ema_overwrite_frequency")
+
+    @property
+    def learning_rate(self):
+        """The learning rate of the next update, from the inner optimizer."""
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def iterations(self):
+        """The number of updates made, from the inner optimizer."""
+        return self.inner_optimizer.iterations
+
+    @property
+    def variables(self):
+        """The wrapper's own variables, then the inner optimizer's."""
+        return [*self._variables, *self.inner_optimizer.variables]
+
+    def build(self, variables):
+        """Create the inner optimizer's variables for `variables`."""
+        # Past Keras' tracker, which would take the model's variables for the optimizer's own.
+        vars(self)["_trainable_variables"] = list(variables)
+        self._trainable_variables_indices = {
+            self._var_key(variable): index for index, variable in enumerate(variables)
+        }
+        self.inner_optimizer.build(self._trainable_variables)
+        self.built = True
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Call the inner optimizer's `exclude_from_weight_decay`."""
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    def set_weights(self, weights):
+        """Assign `weights`, one array for each of `variables`.
+
+        Raises:
+            ValueError: The optimizer is not built, or a number or shape differs.
+        """
+        if len(weights) != len(self.variables):
+            raise ValueError(
+                f"weights must hold {len(self.variables)} arrays, one for each of "
+                f"optimizer.variables: got {len(weights)}."
+            )
+        count = len(self._variables)
+        super().set_weights(weights[:count])
+        self.inner_optimizer.set_weights(weights[count:])
+
+    def __dir__(self):
+        # Keras' saving visits what dir() lists. `save_own_variables` saves the inner optimizer:
+        # a second copy would cost its size again, and be missing from a plain checkpoint.
+        return [name for name in super().__dir__() if name != "inner_optimizer"]

@@ -1,0 +1,41 @@
+"""Small models and data that tests train, and what they compare."""
+
+import keras
+import numpy as np
+
+SAMPLES = 48
+
+
+def data(samples=SAMPLES, seed=0):
+    """Return random inputs of shape (samples, 6) and targets of shape (samples, 2)."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(samples, 6)).astype("float32")
+    return x, np.tanh(x[:, :2] - x[:, 2:4]).astype("float32")
+
+
+def network(optimizer, loss="mse", **compile_settings):
+    """Return a compiled network with one hidden layer; every call gives the same weights."""
+    keras.utils.set_random_seed(1)
+    # XLA on TensorFlow takes seconds to compile; tests that are about it ask for it.
+    compile_settings = {"jit_compile": keras.config.backend() == "jax", **compile_settings}
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(5, activation="tanh"),
+            keras.layers.Dense(2),
+        ]
+    )
+    model.compile(optimizer=optimizer, loss=loss, **compile_settings)
+    return model
+
+
+def fit(model, x, y, batch_size, epochs=1, **settings):
+    """Call `fit` in the order of the samples, without output; return its `History`."""
+    settings = {"shuffle": False, "verbose": 0, **settings}
+    return model.fit(x, y, batch_size=batch_size, epochs=epochs, **settings)
+
+
+def assert_same_weights(model, other, tolerance=1e-6):
+    """Fail unless both models have the same weights."""
+    for actual, expected in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
