@@ -1,5 +1,7 @@
 """Fixtures shared by the suite."""
 
+import contextlib
+
 import keras
 import pytest
 
@@ -9,14 +11,18 @@ def float64():
     """Compute in float64, as far as the backend can."""
     floatx = keras.config.floatx()
     keras.config.set_floatx("float64")
-    if keras.config.backend() == "jax":
-        import jax
-
-        jax.config.update("jax_enable_x64", True)
-    yield "float64"
-    if keras.config.backend() == "jax":
-        jax.config.update("jax_enable_x64", False)
+    with _jax_float64() if keras.config.backend() == "jax" else contextlib.nullcontext():
+        yield "float64"
     keras.config.set_floatx(floatx)
+
+
+@contextlib.contextmanager
+def _jax_float64():
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture(autouse=True)

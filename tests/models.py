@@ -13,7 +13,7 @@ def data(samples=SAMPLES, seed=0):
     return x, np.tanh(x[:, :2] - x[:, 2:4]).astype("float32")
 
 
-def network(optimizer, loss="mse", **compile_settings):
+def network(optimizer, loss: object = "mse", **compile_settings):
     """Return a compiled network with one hidden layer; every call gives the same weights."""
     keras.utils.set_random_seed(1)
     # XLA on TensorFlow takes seconds to compile; tests that are about it ask for it.

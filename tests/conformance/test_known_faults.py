@@ -103,7 +103,9 @@ def assert_no_copies_on_jax():
         )
         lowered = step.lower(values, [v.value for v in optimizer.variables], values)
         parameters = sum(4 * int(np.prod(shape)) for shape in shapes)
-        return lowered.compile().memory_analysis().temp_size_in_bytes / parameters
+        analysis = lowered.compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes / parameters
 
     shapes = [(256, 256)] * 4 + [(1024, 256)]
     assert temporaries(RangerOptimizer(inner="adam"), shapes) <= 1.2

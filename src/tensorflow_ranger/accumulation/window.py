@@ -60,6 +60,8 @@ class Window:
         """
         present = [gradient is not None for gradient in gradients]
         added = counted = True
+        if not isinstance(mass, float):
+            mass = ops.cast(mass, self.mass.dtype)
         if skip_nonfinite:
             added = backend.all_finite([g for g in gradients if g is not None])
             if not isinstance(mass, float):

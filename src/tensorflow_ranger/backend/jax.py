@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+from jax.core import Tracer
 
 
 def version():
@@ -32,7 +33,7 @@ def has_value(variable):
 
 def static_value(tensor):
     """Return `tensor` as a NumPy array, or None while it is only known to a trace."""
-    return None if isinstance(tensor, jax.core.Tracer) else np.asarray(tensor)
+    return None if isinstance(tensor, Tracer) else np.asarray(tensor)
 
 
 def all_finite(tensors):

@@ -3,7 +3,7 @@
 import keras
 
 
-def resolve(inner, learning_rate=None, momentum=None, **settings):
+def resolve(inner, learning_rate=None, momentum=None, **settings) -> keras.optimizers.Optimizer:
     """Return the inner optimizer.
 
     Args:

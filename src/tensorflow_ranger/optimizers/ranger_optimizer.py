@@ -1,6 +1,7 @@
 """RangerOptimizer: any Keras optimizer, updated once per window of micro-batches."""
 
 import warnings
+from typing import SupportsIndex
 
 import keras
 from keras import ops
@@ -63,8 +64,8 @@ class RangerOptimizer(OptimizerWrapper):
         self,
         learning_rate=None,
         momentum=None,
-        accumulation_steps=4,
-        inner="sgd",
+        accumulation_steps: SupportsIndex = 4,
+        inner: str | dict | keras.optimizers.Optimizer = "sgd",
         *,
         reduction="mean",
         skip_nonfinite=True,

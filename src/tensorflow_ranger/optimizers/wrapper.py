@@ -65,7 +65,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     def build(self, variables):
         """Create the inner optimizer's variables for `variables`."""
         # Past Keras' tracker, which would take the model's variables for the optimizer's own.
-        vars(self)["_trainable_variables"] = list(variables)
+        self.__dict__["_trainable_variables"] = list(variables)
         self._trainable_variables_indices = {
             self._var_key(variable): index for index, variable in enumerate(variables)
         }

@@ -1,0 +1,62 @@
+# From clone to trained and tested. Needs Python 3.11 or newer and a package index; nothing else.
+#
+#   make train   train the founding network on real handwritten digits
+#   make test    run the suite on TensorFlow, JAX and PyTorch
+#
+# `make train` installs Keras, TensorFlow and the examples; every other target installs all that
+# development needs. Nothing is installed again until pyproject.toml or constraints.txt changes.
+
+PYTHON ?= python3.11
+BACKENDS ?= tensorflow jax torch
+TESTS ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Build tools are constrained too.
+PIP := PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet \
+	--disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help train test check bench docs clean
+
+help:
+	@echo "make train   train the founding network (ARGS='--epochs 3 --backend jax')"
+	@echo "make test    run the suite (BACKENDS='jax torch' TESTS='tests/unit -k window')"
+	@echo "make check   check format, style and types"
+	@echo "make bench   run the benchmarks (BACKENDS=jax ARGS=...)"
+	@echo "make docs    build the documentation into site/"
+	@echo "make clean   delete what the other targets made, but for .venv and runs/"
+
+$(VENV)/.train: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) pip
+	$(PIP) --editable '.[examples]' --group train
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.train
+	$(PIP) --editable '.[examples]' --group dev
+	touch $@
+
+train: $(VENV)/.train
+	$(BIN)/tensorflow-ranger train $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python scripts/test.py --backends "$(BACKENDS)" $(TESTS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: $(VENV)/.dev
+	for backend in $(BACKENDS); do \
+		KERAS_BACKEND=$$backend $(BIN)/python -m benchmarks $(ARGS) || exit 1; \
+	done
+
+docs: $(VENV)/.dev
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/sphinx-build --fail-on-warning --fresh-env --quiet docs site
+	@echo "site/index.html"
+
+clean:
+	rm -rf build dist site .hypothesis .pytest_cache .ruff_cache
+	find . -name $(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,123 @@
+"""Run the test suite once per Keras backend and sum up.
+
+A backend is fixed when Keras is imported, so each gets a process of its own. All of them run, even
+after one has failed. The last line is ``N passed, N failed``, over all backends.
+
+    python scripts/test.py                                  # everything
+    python scripts/test.py --backends "jax torch"           # two backends
+    python scripts/test.py tests/unit -k window             # paths and options of pytest
+"""
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+BACKENDS = ("tensorflow", "jax", "torch")
+ROOT = Path(__file__).resolve().parent.parent
+
+# Every worker has one core. Without these, each framework starts a thread per core in each worker,
+# and the threads wait for one another.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",  # PyTorch, BLAS
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "NPROC": "1",  # JAX
+}
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What one run of the suite came to."""
+
+    passed: int
+    failed: int
+    skipped: int
+    note: str = ""
+
+
+def main(arguments=None):
+    """Run the suites; return 0 if all of them passed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--backends", type=backend_names, default=BACKENDS)
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes per backend"
+    )
+    options, pytest_arguments = parser.parse_known_args(arguments)
+    outcomes = []
+    lines = []
+    for backend in options.backends:
+        print(f"=== {backend}", flush=True)
+        start = time.monotonic()
+        outcome = run(backend, options.workers, pytest_arguments)
+        outcomes.append(outcome)
+        lines.append(
+            f"{backend}: {counts(outcome)} in {time.monotonic() - start:.0f} s{outcome.note}"
+        )
+    total = Outcome(
+        sum(outcome.passed for outcome in outcomes),
+        sum(outcome.failed for outcome in outcomes),
+        sum(outcome.skipped for outcome in outcomes),
+    )
+    print("", *lines, counts(total), sep="\n", flush=True)
+    return 1 if total.failed else 0
+
+
+def backend_names(text):
+    """Return the names in `text`, which stand apart by spaces.
+
+    Raises:
+        argparse.ArgumentTypeError: There is none, or an unknown one.
+    """
+    names = text.split()
+    if not names or not set(names) <= set(BACKENDS):
+        raise argparse.ArgumentTypeError(f"expected names out of {BACKENDS}: got {text!r}")
+    return names
+
+
+def counts(outcome):
+    """Return ``N passed, N failed``, with the skipped if there are any."""
+    text = f"{outcome.passed} passed, {outcome.failed} failed"
+    return f"{text}, {outcome.skipped} skipped" if outcome.skipped else text
+
+
+def run(backend, workers, pytest_arguments):
+    """Run the suite on one backend; return its `Outcome`."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", f"--junitxml={report}", *pytest_arguments]
+        if workers > 1:
+            command += ["--numprocesses", str(workers), "--dist", "worksteal"]
+        environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"}
+        if workers > 1:
+            environment |= ONE_THREAD
+        status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        return outcome_of(status, report)
+
+
+def outcome_of(status, report):
+    """Return the `Outcome` that pytest's exit status and its JUnit report tell.
+
+    A suite that ran no test, or ended before its end, counts as a failure.
+    """
+    if not report.exists():
+        return Outcome(0, 1, 0, f" (pytest ended with status {status} and no report)")
+    suite = next(ElementTree.parse(report).iter("testsuite"))
+    number = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
+    failed = number["failures"] + number["errors"]
+    # A test that fails twice, in its body and in its teardown, is one of `tests`.
+    passed = max(0, number["tests"] - failed - number["skipped"])
+    if not passed and not failed:
+        return Outcome(0, 1, number["skipped"], " (no test ran)")
+    if status and not failed:
+        return Outcome(passed, 1, number["skipped"], f" (pytest ended with status {status})")
+    return Outcome(passed, failed, number["skipped"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

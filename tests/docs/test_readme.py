@@ -1,0 +1,59 @@
+"""The code in the README and the documentation runs as it stands."""
+
+import contextlib
+from pathlib import Path
+
+import keras
+import pytest
+
+from tests.docs.blocks import BACKENDS, blocks_of, programs_of
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+PAGES = [README, *sorted(ROOT.glob("docs/**/*.md"))]
+
+PROGRAMS = [
+    pytest.param(program, id=f"{page.relative_to(ROOT)}:{program[0].line}")
+    for page in PAGES
+    for program in programs_of(page, keras.config.backend())
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_code_of_the_pages_runs(program, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    for block in program:
+        # Blank lines before the code make line numbers those of the page.
+        code = compile("\n" * (block.line - 1) + block.code, str(block.path), "exec")
+        # The founding code gives a layer `input_shape`, and Keras 3 asks for an `Input` instead.
+        founding = "input_shape=" in block.code
+        with (
+            pytest.warns(UserWarning, match="Do not pass an `input_shape`")
+            if founding
+            else contextlib.nullcontext()
+        ):
+            exec(code, namespace)
+
+
+def test_readme_has_code_for_every_backend():
+    words = {word for block in blocks_of(README) for word in block.words}
+    assert words >= BACKENDS
+
+
+def test_founding_code_stands_in_the_readme_verbatim():
+    text = README.read_text(encoding="utf-8")
+    for line in (
+        "from tensorflow_ranger.python import ranger_optimizer",
+        "optimizer = ranger_optimizer.RangerOptimizer(learning_rate=0.001, momentum=0.9)",
+        "input_shape=(28, 28, 1)",
+        "model.compile(optimizer=optimizer, loss=",
+        "model.fit(x_train, y_train, epochs=10, batch_size=32)",
+    ):
+        assert line in text
+
+
+def test_chinese_readme_has_the_same_code():
+    chinese = blocks_of(ROOT / "README.zh-CN.md")
+    english = blocks_of(README)
+    assert [(b.words, b.code) for b in chinese] == [(b.words, b.code) for b in english]

@@ -1,0 +1,146 @@
+"""Imports point down the list of rooms, and the frameworks stand behind one door."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "tensorflow_ranger"
+SOURCE = Path(__file__).resolve().parents[2] / "src" / PACKAGE
+
+# From the top down: a room imports from itself and from those below it. Rooms of one line do not
+# know each other. `python -m tensorflow_ranger` is the command line under another name.
+ROOMS = [
+    {"__main__"},
+    {"__init__"},
+    {"python"},
+    {"cli"},
+    {"training"},
+    {"optimizers"},
+    {"batch_size", "multitask", "distribution"},
+    {"accumulation"},
+    {"rules"},
+    {"backend"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
+FRAMEWORKS = {"tensorflow", "jax", "jaxlib", "torch"}
+
+
+def room_of(module):
+    """Return the room of ``tensorflow_ranger.room.file``."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imported_modules(tree):
+    """Yield ``(line, module)`` for all that is imported in `tree`, in functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            for alias in node.names:
+                # `from package import room` imports the room; any other name, the module itself.
+                if module == PACKAGE and alias.name not in FLOOR:
+                    yield node.lineno, module
+                else:
+                    yield node.lineno, f"{module}.{alias.name}"
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and (node.value.id, node.attr) == ("keras", "src")
+        ):
+            yield node.lineno, "keras.src"
+
+
+def violations(path, source):
+    """Return what is wrong with the imports of the file at `path`, relative to the package."""
+    room = path.parts[0].removesuffix(".py")
+    if room not in FLOOR:
+        return [f"{path}: {room} is not in the list of rooms"]
+    found = []
+    for line, module in imported_modules(ast.parse(source)):
+        where = f"{path}:{line}: {module}"
+        top = module.partition(".")[0]
+        if module.startswith("."):
+            found.append(f"{where} is a relative import")
+        elif top in FRAMEWORKS and room != "backend":
+            found.append(f"{where} is a framework outside backend/")
+        elif f"{module}.".startswith("keras.src."):
+            found.append(f"{where} is private to Keras")
+        elif top == PACKAGE:
+            target = room_of(module)
+            # The commands use what a user would: the public names.
+            public = room == "cli" and target == "__init__"
+            if target not in FLOOR:
+                found.append(f"{where} is not in the list of rooms")
+            elif target != room and FLOOR[target] <= FLOOR[room] and not public:
+                found.append(f"{where} points up, or to a neighbour")
+    return found
+
+
+def test_imports_point_down():
+    files = sorted(SOURCE.rglob("*.py"))
+    assert files
+    found = []
+    for file in files:
+        found += violations(file.relative_to(SOURCE), file.read_text(encoding="utf-8"))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "complaint"),
+    [
+        ("accumulation/window.py", "from tensorflow_ranger.optimizers import inner", "points up"),
+        ("accumulation/window.py", "import tensorflow_ranger.training.fit", "points up"),
+        ("rules/radam.py", "from tensorflow_ranger import RangerOptimizer", "points up"),
+        ("backend/jax.py", "from tensorflow_ranger import accumulation", "points up"),
+        ("optimizers/radam.py", "def f():\n    from tensorflow_ranger import cli", "points up"),
+        ("multitask/mgda.py", "import tensorflow_ranger.batch_size.search", "neighbour"),
+        ("rules/radam.py", "from tensorflow_ranger.kitchen import sink", "list of rooms"),
+        ("kitchen/sink.py", "", "list of rooms"),
+        ("rules/radam.py", "from . import lookahead", "relative"),
+        ("rules/radam.py", "import tensorflow as tf", "framework"),
+        ("cli/train.py", "from torch.nn import functional", "framework"),
+        ("optimizers/radam.py", "def f():\n    import jax.numpy as jnp", "framework"),
+        ("optimizers/radam.py", "from keras.src import tree", "private"),
+        ("optimizers/radam.py", "from keras import src", "private"),
+        ("backend/torch.py", "import keras.src.backend", "private"),
+        ("training/fit.py", "import keras\nkeras.src.tree", "private"),
+    ],
+)
+def test_a_wrong_import_is_found(path, source, complaint):
+    (found,) = violations(Path(path), source)
+    assert complaint in found
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("__init__.py", "from tensorflow_ranger.optimizers.radam import RAdam as RAdam"),
+        ("python/ranger_optimizer.py", "from tensorflow_ranger.optimizers import radam"),
+        ("cli/train.py", "from tensorflow_ranger import RangerOptimizer"),
+        ("cli/train.py", "from tensorflow_ranger.cli import app"),
+        ("optimizers/radam.py", "from tensorflow_ranger import backend"),
+        ("backend/jax.py", "import jax\nimport jaxlib"),
+        ("rules/radam.py", "from keras import ops, tree"),
+    ],
+)
+def test_a_right_import_is_not(path, source):
+    assert violations(Path(path), source) == []
+
+
+def test_the_backends_are_twins():
+    def functions(path):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        return {
+            node.name: ast.unparse(node.args)
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+        }
+
+    tensorflow = functions(SOURCE / "backend" / "tensorflow.py")
+    assert tensorflow
+    assert functions(SOURCE / "backend" / "jax.py") == tensorflow
+    assert functions(SOURCE / "backend" / "torch.py") == tensorflow

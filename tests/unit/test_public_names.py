@@ -1,0 +1,89 @@
+"""What users may rely on. A change here needs a line in the changelog."""
+
+import inspect
+import subprocess
+import sys
+import types
+
+import keras
+
+import tensorflow_ranger
+from tensorflow_ranger import RangerOptimizer
+from tensorflow_ranger.python import ranger_optimizer
+
+
+def public(names):
+    return {name for name in names if not name.startswith("_")}
+
+
+def names_of(module):
+    """Return the public names of `module`, without its submodules."""
+    return {
+        name
+        for name in public(dir(module))
+        if not isinstance(getattr(module, name), types.ModuleType)
+    }
+
+
+def parameters(function):
+    signature = inspect.signature(function)
+    bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=bare))
+
+
+def test_names_of_the_package():
+    assert names_of(tensorflow_ranger) == {"RangerOptimizer"}
+    assert tensorflow_ranger.__version__
+
+
+def test_names_of_the_founding_module():
+    assert names_of(ranger_optimizer) == {"RangerOptimizer"}
+    assert ranger_optimizer.RangerOptimizer is RangerOptimizer
+
+
+def test_names_of_ranger_optimizer():
+    # Beside these it has the names that every Keras optimizer has.
+    optimizer = RangerOptimizer()
+    ours = public(dir(RangerOptimizer)) | public(vars(optimizer))
+    assert ours - set(dir(keras.optimizers.Optimizer(0.1))) == {
+        "accumulation_steps",
+        "accumulator_dtype",
+        "inner_optimizer",
+        "pending_micro_batches",
+        "reduction",
+        "skip_nonfinite",
+        "skipped_micro_batches",
+    }
+
+
+def test_arguments_of_ranger_optimizer():
+    assert parameters(RangerOptimizer) == (
+        "(learning_rate=None, momentum=None, accumulation_steps=4, inner='sgd', *, "
+        "reduction='mean', skip_nonfinite=True, accumulator_dtype=None, "
+        "name='ranger_optimizer', **kwargs)"
+    )
+    assert parameters(RangerOptimizer.apply) == (
+        "(self, grads, trainable_variables=None, mass=None)"
+    )
+    assert parameters(RangerOptimizer.apply_gradients) == "(self, grads_and_vars, mass=None)"
+    assert parameters(RangerOptimizer.stateless_apply) == (
+        "(self, optimizer_variables, grads, trainable_variables, mass=None)"
+    )
+
+
+def frameworks_loaded_by(code):
+    # This process has loaded what other tests and plugins need, so a fresh one is asked.
+    script = f"import sys, {code}; print(*{{'tensorflow', 'jax', 'torch'}} & set(sys.modules))"
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, check=True, text=True
+        ).stdout.split()
+    )
+
+
+def test_importing_loads_no_framework_that_keras_does_not():
+    loaded = frameworks_loaded_by("tensorflow_ranger.python.ranger_optimizer")
+    assert loaded == frameworks_loaded_by("keras")
+    assert keras.config.backend() in loaded
+    if keras.config.backend() != "tensorflow":
+        assert "tensorflow" not in loaded
