@@ -1,7 +1,18 @@
 """Exact large-batch training in small memory, for Keras 3."""
 
+import sys as _sys
 from importlib.metadata import version as _version
-
-from tensorflow_ranger.optimizers.ranger_optimizer import RangerOptimizer as RangerOptimizer
+from pathlib import Path as _Path
 
 __version__ = _version("tensorflow-ranger")
+
+
+def _is_command_line():
+    program = _Path(next(iter(_sys.argv), "")).stem
+    return program == "tensorflow-ranger" or (program == "-m" and __name__ in _sys.orig_argv)
+
+
+# Keras reads its backend when it is imported, and the command line chooses one first. Everybody
+# else gets the public names here, and with them their registration for Keras' saving.
+if not _is_command_line():
+    from tensorflow_ranger.optimizers.ranger_optimizer import RangerOptimizer as RangerOptimizer

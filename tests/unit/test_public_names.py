@@ -87,3 +87,11 @@ def test_importing_loads_no_framework_that_keras_does_not():
     assert keras.config.backend() in loaded
     if keras.config.backend() != "tensorflow":
         assert "tensorflow" not in loaded
+
+
+def test_a_model_loads_when_the_package_was_imported_before_keras(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(RangerOptimizer(), "mse")
+    model.save(tmp_path / "model.keras")
+    code = "import tensorflow_ranger, keras; keras.saving.load_model('model.keras')"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -73,7 +73,7 @@ def test_mass_must_be_finite_and_positive(mass):
 def test_a_mass_may_be_an_integer_tensor():
     optimizer = built(learning_rate=1.0, momentum=0.0, accumulation_steps=2).optimizer
     for mass, value in ((1, 1.0), (3, 5.0)):
-        gradients = [keras.ops.full((2, 3), value), keras.ops.full(3, value)]
+        gradients = [keras.ops.full((2, 3), value), keras.ops.full((3,), value)]
         optimizer.apply(gradients, mass=keras.ops.convert_to_tensor(mass, dtype="int32"))
     weight = optimizer._trainable_variables[0]
     np.testing.assert_allclose(keras.ops.convert_to_numpy(weight.value), np.full((2, 3), -3.0))

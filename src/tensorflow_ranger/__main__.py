@@ -1,0 +1,7 @@
+"""``python -m tensorflow_ranger``: the command line."""
+
+import sys
+
+from tensorflow_ranger.cli.main import main
+
+sys.exit(main())

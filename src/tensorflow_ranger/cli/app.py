@@ -1,0 +1,22 @@
+"""The commands, put together."""
+
+import typer
+
+from tensorflow_ranger.cli.info import info
+from tensorflow_ranger.cli.train import train
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(train)
+app.command()(info)
+
+
+@app.callback(invoke_without_command=True)
+def overview(context: typer.Context):
+    """Exact large-batch training in small memory, for Keras 3."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())

@@ -1,0 +1,75 @@
+"""Keras and its backends: which are installed, and importing the chosen one."""
+
+import contextlib
+import os
+from importlib import metadata
+
+from tensorflow_ranger.cli.errors import CommandError, UsageError
+
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def installed_backends():
+    """Return the versions of the installed backends by name, without importing any."""
+    # TensorFlow goes by several distribution names (tensorflow, tensorflow-cpu, ...).
+    distributions = metadata.packages_distributions()
+    return {
+        name: metadata.version(distributions[name][0]) for name in BACKENDS if name in distributions
+    }
+
+
+def import_keras(backend=None):
+    """Import Keras on `backend`, without the frameworks' startup messages.
+
+    Args:
+        backend: Name of a backend. None leaves the choice to Keras: ``KERAS_BACKEND``, then
+            its configuration file, then TensorFlow.
+
+    Returns:
+        The name of the backend that Keras runs on.
+
+    Raises:
+        UsageError: ``KERAS_BACKEND`` names no backend of this library.
+        CommandError: The backend is not installed or cannot be imported.
+    """
+    if backend is not None:
+        os.environ["KERAS_BACKEND"] = backend
+    chosen = os.environ.get("KERAS_BACKEND")
+    if chosen and chosen not in BACKENDS:
+        raise UsageError(
+            f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}: got {chosen!r}. "
+            "Set it to one of them, or unset it."
+        )
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        # TensorFlow writes to the descriptor before any setting of its own can silence it.
+        with silent_stderr():
+            import keras
+
+            # Registers the optimizer for saving, and fails now for a backend that is not ours.
+            import tensorflow_ranger.optimizers.ranger_optimizer  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name not in BACKENDS:
+            raise
+        installed = ", ".join(installed_backends()) or "none"
+        raise CommandError(
+            f"the backend {error.name} is not installed: got {installed}. "
+            f'Run: pip install "tensorflow-ranger[{error.name}]"'
+        ) from error
+    except ImportError as error:
+        raise CommandError(str(error)) from error
+    return keras.config.backend()
+
+
+@contextlib.contextmanager
+def silent_stderr():
+    """Return a context in which nothing in this process writes to stderr."""
+    saved = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(null)
+        os.close(saved)

@@ -1,0 +1,23 @@
+"""Runs that several tests look at."""
+
+import pytest
+
+from tests.unit.cli import runs
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """Return the directory of an undisturbed run of three epochs. Only read it."""
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    assert runs.train(directory, "--epochs", "3") == 0
+    return directory
+
+
+@pytest.fixture
+def stopped(tmp_path_factory, tmp_path, finished):
+    """Return a directory that holds a run of three epochs, free to be changed."""
+    directory = tmp_path / "stopped"
+    directory.mkdir()
+    for file in finished.iterdir():
+        (directory / file.name).write_bytes(file.read_bytes())
+    return directory

@@ -1,0 +1,86 @@
+"""Short runs of `tensorflow-ranger train`, in this process and in others."""
+
+import functools
+import os
+import subprocess
+import sys
+from unittest import mock
+
+import keras
+import numpy as np
+
+from tensorflow_ranger.cli.main import main
+from tensorflow_ranger.cli.tasks import digits
+
+MICRO_BATCHES = (
+    7  # in an epoch of 200 images by 32: windows of 4 span the epochs, the last is short
+)
+_load = functools.cache(digits.load)
+
+
+def few_digits():
+    """Return 200 training images and 50 held-out ones."""
+    (x, y), (held_out_x, held_out_y) = _load()
+    return (x[:200], y[:200]), (held_out_x[:50], held_out_y[:50])
+
+
+def train(directory, *options):
+    """Run ``train --output directory`` on few digits; return the exit code."""
+    # The command sets the backend for its process, which here is that of all tests.
+    environment = {"KERAS_BACKEND": keras.config.backend()}
+    with mock.patch.object(digits, "load", few_digits), mock.patch.dict(os.environ, environment):
+        return main(["train", "--output", str(directory), *options])
+
+
+def process(*arguments, before="", after="", **environment):
+    """Run the command line in a process of its own; return the `CompletedProcess`.
+
+    Args:
+        *arguments: Arguments of ``tensorflow-ranger``.
+        before: Python code to run first.
+        after: Python code to run when the command has ended.
+        **environment: Environment variables. KERAS_BACKEND is that of this process.
+    """
+    code = (
+        f"import sys\nsys.argv = {['tensorflow-ranger', *map(str, arguments)]!r}\n{before}\n"
+        f"from tensorflow_ranger.cli.main import main\ncode = main()\n{after}\nsys.exit(code)"
+    )
+    environment = {"KERAS_BACKEND": keras.config.backend(), **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def variables(path):
+    """Return the values of a saved model and of its optimizer."""
+    model = keras.saving.load_model(path)
+    everything = [*model.variables, *model.optimizer.variables]
+    return [keras.ops.convert_to_numpy(variable) for variable in everything]
+
+
+def assert_same_run(directory, expected):
+    """Assert that two runs ended with the same bits."""
+    assert (directory / "history.csv").read_bytes() == (expected / "history.csv").read_bytes()
+    for name in ("model.keras", "checkpoint.keras"):
+        for value, wanted in zip(
+            variables(directory / name), variables(expected / name), strict=True
+        ):
+            np.testing.assert_array_equal(value, wanted)
+
+
+def contents(directory):
+    """Return the bytes of all files under `directory`."""
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def assert_one_error(capsys, *parts):
+    """Assert that stderr holds one line, an error with all of `parts`."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("Error: ")
+    for part in parts:
+        assert part in lines[0]

@@ -1,0 +1,135 @@
+"""The command line as users know it. A change here needs a line in the changelog."""
+
+import importlib.metadata
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import pytest
+import typer
+
+from tensorflow_ranger.cli.app import app
+from tensorflow_ranger.cli.errors import CommandError
+from tensorflow_ranger.cli.main import main
+from tensorflow_ranger.cli.run_directory import RunDirectory
+from tensorflow_ranger.cli.tasks import digits
+from tests.unit.cli import runs
+
+
+def commands():
+    group: Any = typer.main.get_command(app)
+    return group.commands
+
+
+def options(command):
+    return {name: parameter.default for parameter in command.params for name in parameter.opts}
+
+
+def test_names_of_commands_and_options():
+    assert set(commands()) == {"train", "info"}
+    assert options(commands()["info"]) == {}
+    defaults = options(commands()["train"])
+    assert str(defaults.pop("--output")) == "runs/digits"
+    assert defaults == {
+        "--optimizer": "sgd",
+        "--accumulation-steps": 4,
+        "--batch-size": 32,
+        "--epochs": 8,
+        "--learning-rate": None,
+        "--backend": None,
+        "--seed": 0,
+        "--resume": False,
+    }
+
+
+def test_the_script_is_installed():
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="tensorflow-ranger")
+    assert script.load() is main
+
+
+def test_the_package_runs_as_a_module():
+    result = subprocess.run(
+        [sys.executable, "-m", "tensorflow_ranger", "--epoch"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr == "Error: No such option: --epoch (see tensorflow-ranger --help)\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands(arguments, capsys):
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "Usage: tensorflow-ranger [OPTIONS] COMMAND" in output
+    assert "train" in output
+    assert "info" in output
+
+
+def test_help_names_every_option_and_its_default(capsys):
+    assert main(["train", "--help"]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    for option in options(commands()["train"]):
+        assert option in output
+    for default in ("sgd", "32", "0.04 for sgd", "KERAS_BACKEND, else tensorflow", "runs/digits"):
+        assert default in output
+
+
+def test_help_does_not_wait_for_keras():
+    loaded = "print({'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules))"
+    result = runs.process("train", "--help", after=loaded)
+    assert result.stdout.endswith("set()\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train", "--epoch", "3"], "No such option: --epoch"),
+        (["train", "runs"], "unexpected extra argument"),
+        (["train", "--epochs"], "--epochs"),
+        (["info", "--backend", "jax"], "No such option: --backend"),
+        (["train", "--epochs", "-1"], "--epochs must be an integer >= 1: got -1"),
+        (["train", "--epochs", "many"], "--epochs must be an integer >= 1: got many"),
+        (["train", "--batch-size", "0"], "--batch-size must be an integer >= 1: got 0"),
+        (["train", "--batch-size", "1.5"], "--batch-size must be an integer >= 1: got 1.5"),
+        (["train", "--accumulation-steps", "0"], "--accumulation-steps must be an integer >= 1"),
+        (["train", "--seed", "-1"], "--seed must be an integer >= 0 and <= 4294967295: got -1"),
+        (["train", "--seed", "4294967296"], "got 4294967296"),
+        (["train", "--learning-rate", "0"], "--learning-rate must be a finite number > 0: got 0"),
+        (["train", "--learning-rate", "nan"], "got nan"),
+        (["train", "--learning-rate", "inf"], "got inf"),
+        (["train", "--learning-rate", "fast"], "got fast"),
+        (["train", "--backend", "numpy"], "--backend must be one of tensorflow, jax, torch"),
+        (["train", "--backend", "theano"], "got theano"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    runs.assert_one_error(capsys, message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_warning_is_one_line(capsys, monkeypatch):
+    def diverged(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.warn("3 micro-batches were left out", stacklevel=2)
+
+    monkeypatch.setattr(RunDirectory, "prepare", diverged)
+    monkeypatch.setattr(digits, "load", missing)
+    assert main(["train"]) == 1
+    assert capsys.readouterr().err == "Warning: 3 micro-batches were left out\nError: no digits\n"
+
+
+def missing():
+    raise CommandError("no digits")
+
+
+def test_without_typer_the_line_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    assert main(["train"]) == 1
+    runs.assert_one_error(capsys, 'pip install "tensorflow-ranger[examples]"')
