@@ -184,7 +184,7 @@ def test_left_out_micro_batches_are_told_when_fit_ends():
     x, y = data()
     x[5] = np.nan
     model = network(ranger())
-    with pytest.warns(UserWarning, match="1 micro-batches were left out"):
+    with pytest.warns(UserWarning, match="Left out 1 micro-batch"):
         fit(model, x, y, batch_size=4)
     assert np.isfinite(np.concatenate([w.ravel() for w in model.get_weights()])).all()
     expected = network(adam())

@@ -96,7 +96,7 @@ class Run:
             np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:.* micro-batches were left out:UserWarning")
+@pytest.mark.filterwarnings("ignore:Left out .* micro-batch:UserWarning")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_any_history(reduction, float64):
     @hypothesis.settings(max_examples=150, deadline=None)

@@ -25,10 +25,10 @@ def supports_dtype(dtype):
 def has_value(variable):
     """Return whether `variable` holds a value, not one that a failed step has taken."""
     try:
-        np.asarray(variable.value)
-    except (TypeError, RuntimeError):  # never initialized; deleted by donation
+        value = variable.value
+        return isinstance(value, Tracer) or np.asarray(value) is not None
+    except (TypeError, RuntimeError):  # taken by fit; deleted by donation
         return False
-    return True
 
 
 def static_value(tensor):

@@ -32,7 +32,9 @@ def all_finite(tensors):
     """Return a scalar bool: no tensor holds an infinity or a NaN."""
     # A sum keeps every infinity or NaN as one of the two, and reads faster than a test of each
     # element. It may also overflow: then the elements decide.
-    values = [t.values if isinstance(t, tf.IndexedSlices) else t for t in tensors]
+    values = [
+        t.values if isinstance(t, tf.IndexedSlices) else tf.convert_to_tensor(t) for t in tensors
+    ]
     total = tf.add_n([tf.cast(tf.reduce_sum(_widen(value)), "float64") for value in values])
     return tf.cond(
         tf.math.is_finite(total), lambda: tf.constant(True), lambda: _each_finite(values)

@@ -33,15 +33,24 @@ def static_value(tensor):
 def all_finite(tensors):
     """Return a scalar bool: no tensor holds an infinity or a NaN."""
     # The extremes keep a NaN, and finding them reads the tensor once and makes no copy.
-    extremes = [torch.stack(torch.aminmax(t)).double() for t in tensors if t.numel()]
+    values = [t._values() if t.is_sparse else t for t in tensors]
+    extremes = [torch.stack(torch.aminmax(v)).double() for v in values if v.numel()]
     return torch.isfinite(torch.cat(extremes)).all()
 
 
 @torch.no_grad()
 def add_scaled(sums, tensors, scale, keep):
     """Add ``scale * tensors`` to the variables `sums` where the scalar `keep` holds."""
-    if keep:
-        torch._foreach_add_([total.value for total in sums], list(tensors), alpha=float(scale))
+    if not keep:
+        return
+    pairs = [(total.value, tensor) for total, tensor in zip(sums, tensors, strict=True)]
+    for total, tensor in pairs:
+        if tensor.is_sparse:
+            total.add_(tensor.to(total.dtype), alpha=float(scale))
+    dense = [pair for pair in pairs if not pair[1].is_sparse]
+    if dense:
+        totals, tensors = zip(*dense, strict=True)
+        torch._foreach_add_(totals, tensors, alpha=float(scale))
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """The picture of a run: loss and accuracy, with the updates marked."""
 
-from pathlib import Path
-
 import numpy as np
 
 INK = "#3d3d3d"
@@ -10,25 +8,22 @@ TRAINING = "#1f5fa8"
 HELD_OUT = "#d1601f"
 
 
-def draw(path, history, updates, samples, batch_size, title):
-    """Draw loss and accuracy against micro-batches into `path`.
+def draw(history, updates, samples, batch_size, title):
+    """Return a figure of loss and accuracy against micro-batches.
 
     A pale dot is one micro-batch; the line joins the means of the windows, one point at each
     update, which a tick under the curves marks as well. Circles are the held-out images.
 
     Args:
-        path: Path of a PNG file.
         history: `UpdateHistory` of whole epochs.
         updates: Updates made in all, with that of the window which the end of training closed.
         samples: Training samples in an epoch.
         batch_size: Samples of a micro-batch.
         title: String.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # drawn without a window, whatever the machine has
 
     figure = Figure(figsize=(9, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(2, 1, sharex=True)
     epochs, micro_batches = history.epochs, history.micro_batches
     made = np.array([row["updates"] for row in micro_batches])
@@ -45,7 +40,7 @@ def draw(path, history, updates, samples, batch_size, title):
     panels[0].set_title(title, loc="left", color=INK)
     panels[0].legend(loc="upper right", frameon=False)
     panels[1].set_xlabel("micro-batches (vertical lines: epochs)")
-    figure.savefig(Path(path), dpi=150, metadata={"Software": None})
+    return figure
 
 
 def single_values(running, per_epoch, samples, batch_size):

@@ -160,13 +160,13 @@ class RunDirectory:
 
         _replace(self.history, write)
 
-    def write_curves(self, draw):
-        """Write the picture that ``draw(path)`` draws.
+    def write_curves(self, figure):
+        """Write a matplotlib figure as PNG.
 
         Raises:
             CommandError: The file cannot be written.
         """
-        _replace(self.curves, draw)
+        _replace(self.curves, lambda path: figure.savefig(path, dpi=150))
 
     def _unreadable(self, error):
         return CommandError(

@@ -4,7 +4,7 @@ import dataclasses
 
 from tensorflow_ranger.cli.errors import UsageError
 
-SGD_LEARNING_RATE = 0.04
+SGD_LEARNING_RATE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)

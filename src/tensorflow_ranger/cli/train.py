@@ -184,9 +184,7 @@ def _run(directory, settings, record):
     directory.write_model(model)
     updates = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
     directory.write_curves(
-        lambda path: curves.draw(
-            path, history, updates, len(x), settings.batch_size, _title(settings)
-        )
+        curves.draw(history, updates, len(x), settings.batch_size, _title(settings))
     )
     accuracy = model.evaluate(*held_out, verbose=0, return_dict=True)["accuracy"]
     print(

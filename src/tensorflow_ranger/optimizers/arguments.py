@@ -4,6 +4,7 @@ import math
 import numbers
 
 import keras
+import numpy as np
 
 REDUCTIONS = ("mean", "sum")
 
@@ -40,7 +41,7 @@ def accumulator_dtype(value):
     """Return the name of a floating dtype, or None.
 
     Raises:
-        ValueError: `value` names a dtype that is not floating, or none at all.
+        ValueError: `value` names a dtype that is not floating, or too narrow for sums.
     """
     if value is None:
         return None
@@ -50,6 +51,11 @@ def accumulator_dtype(value):
             f"accumulator_dtype must be a floating dtype: got {value!r}. "
             'Use "float32", or None for the default.'
         )
+    if name == "float16":
+        raise ValueError(
+            "accumulator_dtype must not be float16: a sum overflows at 65504. "
+            'Use "bfloat16" for small sums, "float32", or None for the default.'
+        )
     return name
 
 
@@ -57,11 +63,12 @@ def mass(value, reduction):
     """Return a micro-batch's mass: a float, or the tensor that was given.
 
     Args:
-        value: Number or scalar tensor, or None for 1. A tensor is checked when it is known.
+        value: Number or scalar tensor, or None for 1. A tensor's value is not looked at.
         reduction: "mean" or "sum".
 
     Raises:
-        ValueError: The number is negative or not finite, or the reduction is "sum".
+        ValueError: The number is negative or not finite, the tensor is no scalar, or the
+            reduction is "sum".
     """
     if value is None:
         return 1.0
@@ -70,7 +77,13 @@ def mass(value, reduction):
             f'mass has no meaning with reduction="sum": got mass={value}. A sum is not divided; '
             'leave mass out, or give mean gradients and reduction="mean".'
         )
+    if isinstance(value, np.ndarray) and value.shape == ():
+        value = value.item()
     if not isinstance(value, numbers.Real):
+        if tuple(value.shape) != ():
+            raise ValueError(
+                f"mass must be a scalar: got shape {tuple(value.shape)}. Sum it first."
+            )
         return value
     if not math.isfinite(value) or value < 0:
         raise ValueError(
@@ -84,13 +97,18 @@ def gradients(grads, variables):
     """Return `grads` and `variables` as lists of one length.
 
     Raises:
-        ValueError: Their numbers differ, or no variable has a gradient.
+        ValueError: Their numbers differ, a variable comes twice, or none has a gradient.
     """
     grads, variables = list(grads), list(variables)
     if len(grads) != len(variables):
         raise ValueError(
             f"grads must hold one gradient per variable: got {len(grads)} gradients for "
             f"{len(variables)} variables. Use None where there is no gradient."
+        )
+    if len({id(variable) for variable in variables}) < len(variables):
+        raise ValueError(
+            "A variable was given twice, with one gradient each. Add the gradients first, and give "
+            "each variable once."
         )
     if all(gradient is None for gradient in grads):
         raise ValueError(

@@ -96,7 +96,7 @@ class RangerOptimizer(OptimizerWrapper):
         Raises:
             ValueError: On assigning anything but an integer >= 1.
         """
-        return int(ops.convert_to_numpy(self._accumulation_steps.value))
+        return _count(self._accumulation_steps)
 
     @accumulation_steps.setter
     def accumulation_steps(self, value):
@@ -105,14 +105,12 @@ class RangerOptimizer(OptimizerWrapper):
     @property
     def pending_micro_batches(self):
         """Micro-batches in the unfinished window."""
-        return int(ops.convert_to_numpy(self._window.micro_batches.value)) if self.built else 0
+        return _count(self._window.micro_batches) if self.built else 0
 
     @property
     def skipped_micro_batches(self):
         """Micro-batches left out because their gradient was not finite."""
-        return (
-            int(ops.convert_to_numpy(self._window.skipped_micro_batches.value)) if self.built else 0
-        )
+        return _count(self._window.skipped_micro_batches) if self.built else 0
 
     def build(self, variables):
         """Create the window's and the inner optimizer's variables for `variables`."""
@@ -132,7 +130,8 @@ class RangerOptimizer(OptimizerWrapper):
             trainable_variables: List of the variables, in the order of `grads`. None takes those
                 the optimizer was built with.
             mass: Number or scalar tensor >= 0; what the mean divided by: samples, the sum of
-                sample weights, or unmasked tokens. None weighs all micro-batches alike.
+                sample weights, or unmasked tokens. None weighs all micro-batches alike. A tensor
+                that turns out negative or not finite leaves the micro-batch out.
 
         Raises:
             ValueError: `grads` and the variables differ in number; a variable is unknown; no
@@ -252,7 +251,8 @@ class RangerOptimizer(OptimizerWrapper):
     def load_own_variables(self, store):
         """Load what `save_own_variables` saved, or a plain optimizer's checkpoint.
 
-        A plain checkpoint becomes the inner optimizer's state, and the window starts empty.
+        A plain checkpoint becomes the inner optimizer's state, and the window starts empty. As
+        Keras does with the learning rate, `accumulation_steps` becomes what was saved.
 
         Args:
             store: Mapping from names to arrays.
@@ -262,6 +262,8 @@ class RangerOptimizer(OptimizerWrapper):
         """
         names = set(store.keys())
         inner_names = {name for name in names if name.isdigit()}
+        if self.built and names - inner_names == {"accumulation_steps"}:
+            return  # saved before anything was trained, and the config has all there was
         self.inner_optimizer.load_own_variables({name: store[name] for name in inner_names})
         if names == inner_names:
             if self.built:
@@ -275,6 +277,7 @@ class RangerOptimizer(OptimizerWrapper):
             )
         for name, variable in state.items():
             variable.assign(store[name])
+        self._reported_skips = self.skipped_micro_batches
 
     @property
     def _updated_variables(self):
@@ -323,8 +326,8 @@ class RangerOptimizer(OptimizerWrapper):
         seen = backend.static_value(self._window.has_gradient.value)
         if seen is not None:
             self._update(list(seen))
-        elif all(present):
-            self._update(present)
+        elif all(present) or not any(present):
+            self._update([True] * len(present))
         else:
             # Which variables had a gradient earlier in the window is known only when this runs,
             # but a graph must fix which ones it updates: all of them if that loses nothing else.
@@ -335,17 +338,34 @@ class RangerOptimizer(OptimizerWrapper):
 
     def _update(self, present):
         means = self._window.mean(self.reduction)
-        gradients = [mean if given else None for mean, given in zip(means, present, strict=True)]
-        self.inner_optimizer.apply(gradients, self._trainable_variables)
+        # A layer frozen in mid-window stays as it is, and what it had in the window is forgotten.
+        pairs = [
+            (mean if given else None, variable)
+            for mean, given, variable in zip(means, present, self._trainable_variables, strict=True)
+            if variable.trainable
+        ]
+        if any(gradient is not None for gradient, _ in pairs):
+            self.inner_optimizer.apply(*zip(*pairs, strict=True))
         self._window.reset()
 
     def _warn_of_skips(self):
+        if backend.static_value(self._window.skipped_micro_batches.value) is None:
+            return  # a trace does not know the count
         skipped = self.skipped_micro_batches
         if skipped > self._reported_skips:
             warnings.warn(
-                f"{skipped - self._reported_skips} micro-batches were left out because their "
-                "gradients held an infinity or a NaN. Lower the learning rate, clip, or look for "
+                f"Left out {skipped - self._reported_skips} micro-batch(es) whose gradient or mass "
+                "held an infinity or a NaN. Lower the learning rate, clip, or look for "
                 "bad samples; optimizer.skipped_micro_batches counts them.",
                 stacklevel=2,
             )
         self._reported_skips = skipped
+
+
+def _count(variable):
+    if not backend.has_value(variable):
+        raise RuntimeError(
+            "The optimizer's state is inside fit now, and this reference has none of it. "
+            "In a callback on JAX, go through self.model.optimizer, which fetches it."
+        )
+    return int(ops.convert_to_numpy(variable.value))

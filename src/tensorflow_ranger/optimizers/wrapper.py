@@ -27,9 +27,6 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
 
     def __init__(self, inner_optimizer, name):
         super().__init__(learning_rate=0.0, name=name)
-        # Keras gives every optimizer these two; here they are the inner optimizer's.
-        self._untrack_variable(self._iterations)
-        self._untrack_variable(self._learning_rate)
         self.inner_optimizer = inner_optimizer
         # The loss is scaled and unscaled out here, so the inner optimizer must not do it again.
         self.loss_scale_factor = inner_optimizer.loss_scale_factor
@@ -60,7 +57,13 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     @property
     def variables(self):
         """The wrapper's own variables, then the inner optimizer's."""
-        return [*self._variables, *self.inner_optimizer.variables]
+        return [*self._own_variables, *self.inner_optimizer.variables]
+
+    @property
+    def _own_variables(self):
+        # Keras gives every optimizer these two; here they are the inner optimizer's.
+        unused = (self._iterations, self._learning_rate)
+        return [v for v in self._variables if not any(v is other for other in unused)]
 
     def build(self, variables):
         """Create the inner optimizer's variables for `variables`."""
@@ -80,16 +83,15 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         """Assign `weights`, one array for each of `variables`.
 
         Raises:
-            ValueError: The optimizer is not built, or a number or shape differs.
+            ValueError: The number of arrays or a shape differs.
         """
         if len(weights) != len(self.variables):
             raise ValueError(
                 f"weights must hold {len(self.variables)} arrays, one for each of "
                 f"optimizer.variables: got {len(weights)}."
             )
-        count = len(self._variables)
-        super().set_weights(weights[:count])
-        self.inner_optimizer.set_weights(weights[count:])
+        for variable, weight in zip(self.variables, weights, strict=True):
+            variable.assign(weight)
 
     def __dir__(self):
         # Keras' saving visits what dir() lists. `save_own_variables` saves the inner optimizer:

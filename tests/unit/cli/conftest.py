@@ -5,6 +5,11 @@ import pytest
 from tests.unit.cli import runs
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    """Replace the suite's slow reset: a run's own seed must be enough."""
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """Return the directory of an undisturbed run of three epochs. Only read it."""
@@ -14,7 +19,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def stopped(tmp_path_factory, tmp_path, finished):
+def stopped(tmp_path, finished):
     """Return a directory that holds a run of three epochs, free to be changed."""
     directory = tmp_path / "stopped"
     directory.mkdir()

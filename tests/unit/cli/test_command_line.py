@@ -73,7 +73,7 @@ def test_help_names_every_option_and_its_default(capsys):
     output = " ".join(capsys.readouterr().out.split())
     for option in options(commands()["train"]):
         assert option in output
-    for default in ("sgd", "32", "0.04 for sgd", "KERAS_BACKEND, else tensorflow", "runs/digits"):
+    for default in ("sgd", "32", "0.05 for sgd", "KERAS_BACKEND, else tensorflow", "runs/digits"):
         assert default in output
 
 

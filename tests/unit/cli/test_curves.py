@@ -1,6 +1,7 @@
 """The numbers behind the picture."""
 
-import matplotlib.image
+from typing import Any
+
 import numpy as np
 
 from tensorflow_ranger.cli import curves
@@ -21,20 +22,27 @@ def test_means_of_windows():
     np.testing.assert_allclose(means, [2.0, 35 / 3])
 
 
-def test_the_picture_marks_updates(tmp_path):
-    def picture(updates_of):
-        micro_batches = [
-            {"loss": 2.0, "accuracy": 0.5, "updates": updates_of(index)} for index in range(1, 8)
-        ]
-        epochs = [{"val_loss": 1.0, "val_accuracy": 0.75}]
-        history = UpdateHistory(epochs, micro_batches)
-        path = tmp_path / "curves.png"
-        curves.draw(path, history, updates_of(8), samples=200, batch_size=32, title="title")
-        return matplotlib.image.imread(path)
+def drawn(updates) -> Any:
+    """Return what each panel shows, by label, for seven micro-batches and `updates` after each."""
+    micro_batches = [
+        {"loss": 2.0 - index / 10, "accuracy": index / 10, "updates": count}
+        for index, count in enumerate(updates[:-1], start=1)
+    ]
+    history = UpdateHistory([{"val_loss": 1.0, "val_accuracy": 0.75}], micro_batches)
+    figure = curves.draw(history, updates[-1], samples=200, batch_size=32, title="title")
+    assert figure.axes[0].get_title(loc="left") == "title"
+    return [{line.get_label(): line.get_xydata() for line in panel.lines} for panel in figure.axes]
 
-    with_updates = picture(lambda index: index // 4)
-    without = picture(lambda index: 0)
-    assert with_updates.shape == without.shape
-    assert with_updates.shape[0] > 600
-    assert with_updates.std() > 0.05
-    assert not np.array_equal(with_updates, without)
+
+def test_the_picture_marks_every_update_and_the_last_window():
+    for panel, held_out in zip(drawn([0, 0, 0, 1, 1, 1, 1, 2]), (1.0, 0.75), strict=True):
+        assert panel["update (2)"][:, 0].tolist() == [4, 7]
+        assert panel["window (training mean)"][:, 0].tolist() == [4, 7]
+        assert panel["micro-batch (training)"][:, 0].tolist() == [1, 2, 3, 4, 5, 6, 7]
+        assert panel["held out"].tolist() == [[7, held_out]]
+
+
+def test_a_run_without_updates_is_drawn_all_the_same():
+    for panel in drawn([0] * 8):
+        assert not any("update" in label for label in panel)
+        assert "micro-batch (training)" in panel

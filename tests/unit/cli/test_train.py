@@ -32,7 +32,7 @@ def test_a_run_leaves_its_results(finished):
         "accumulation_steps": 4,
         "batch_size": 32,
         "epochs": 3,
-        "learning_rate": 0.04,
+        "learning_rate": 0.05,
         "backend": keras.config.backend(),
         "seed": 0,
     }
@@ -79,7 +79,7 @@ def test_options_reach_the_run(tmp_path, capsys):
     assert optimizer.accumulation_steps == 3
     np.testing.assert_allclose(float(optimizer.learning_rate), 0.002, rtol=1e-6)
     (row,) = history(directory)
-    assert int(row["updates"]) == 1  # of four micro-batches, before the end closes the window
+    assert int(row["updates"]) == 1  # of five micro-batches, before the end closes the window
     assert int(optimizer.iterations) == 2
     accuracy = model.evaluate(*runs.few_digits()[1], verbose=0, return_dict=True)["accuracy"]
     assert captured.out.splitlines()[-1] == (

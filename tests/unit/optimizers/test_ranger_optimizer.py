@@ -170,7 +170,7 @@ def test_finalize_twice_updates_once():
 def test_left_out_micro_batches_are_told_once():
     driver = built()
     driver.apply(gradients(np.inf))
-    with pytest.warns(UserWarning, match="1 micro-batches were left out"):
+    with pytest.warns(UserWarning, match="Left out 1 micro-batch"):
         driver.optimizer.finalize_variable_values(driver.variables)
     driver.optimizer.finalize_variable_values(driver.variables)  # warnings are errors
 
@@ -297,3 +297,151 @@ def test_a_checkpoint_of_a_smaller_model_is_refused():
         pytest.raises(ValueError, match="holds no window_sum_1"),
     ):
         built().optimizer.load_own_variables(store)
+
+
+def test_a_layer_frozen_in_mid_window_stays():
+    driver = built(learning_rate=1.0, momentum=0.0, accumulation_steps=2)
+    optimizer, (first, second) = driver.optimizer, driver.variables
+    ones = [keras.ops.ones((2, 3)), keras.ops.ones((3,))]
+    optimizer.apply(ones, [first, second])
+    first.trainable = False
+    optimizer.apply(ones[1:], [second])
+    np.testing.assert_array_equal(driver.weights[0], np.ones((2, 3)))
+    np.testing.assert_array_equal(driver.weights[1], np.zeros(3))
+    optimizer.apply(ones[:1], [first])
+    optimizer.finalize_variable_values([first])
+    np.testing.assert_array_equal(driver.weights[0], np.ones((2, 3)))
+    assert optimizer.pending_micro_batches == 0
+
+
+def test_a_mass_is_a_scalar():
+    optimizer = built().optimizer
+    with pytest.raises(ValueError, match=r"mass must be a scalar: got shape \(1,\)"):
+        optimizer.apply([None, keras.ops.ones((3,))], mass=np.array([3.0]))
+    with pytest.raises(ValueError, match="mass must be a finite number >= 0"):
+        optimizer.apply([None, keras.ops.ones((3,))], mass=np.array(-3.0))
+
+
+def test_a_variable_given_twice_is_refused():
+    driver = built()
+    twice = [driver.variables[1]] * 2
+    with pytest.raises(ValueError, match="A variable was given twice"):
+        driver.optimizer.apply([keras.ops.ones((3,))] * 2, twice)
+
+
+def test_float16_sums_are_refused():
+    with pytest.raises(ValueError, match="accumulator_dtype must not be float16"):
+        RangerOptimizer(accumulator_dtype="float16")
+
+
+def test_loading_does_not_tell_again_of_what_was_left_out():
+    driver = built()
+    driver.apply(gradients(np.inf))
+    store = {}
+    driver.optimizer.save_own_variables(store)
+    other = built()
+    other.optimizer.load_own_variables(store)
+    other.optimizer.finalize_variable_values(other.variables)  # warnings are errors
+    assert other.optimizer.skipped_micro_batches == 1
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning")
+def test_a_window_may_be_finalized_in_a_compiled_function():
+    driver = built(learning_rate=1.0, momentum=0.0, accumulation_steps=4)
+    driver.apply(gradients())
+    optimizer, variables = driver.optimizer, driver.variables
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        tf.function(lambda: optimizer.finalize_variable_values(variables))()
+    elif BACKEND == "jax":
+        import jax
+
+        everything = [*variables, *optimizer.variables]
+
+        @jax.jit
+        def finalize(values):
+            with keras.StatelessScope(list(zip(everything, values, strict=True))) as scope:
+                optimizer.finalize_variable_values(variables)
+            return [scope.get_current_value(variable) for variable in everything]
+
+        for variable, value in zip(
+            everything, finalize([v.value for v in everything]), strict=True
+        ):
+            variable.assign(value)
+    else:
+        optimizer.finalize_variable_values(variables)
+    np.testing.assert_array_equal(driver.weights[1], np.zeros(3))
+    assert optimizer.pending_micro_batches == 0
+
+
+if BACKEND == "tensorflow":
+
+    def test_numpy_gradients_are_taken():
+        driver = built(learning_rate=1.0, momentum=0.0, accumulation_steps=1)
+        driver.optimizer.apply([np.ones((2, 3), "float32"), np.ones(3, "float32")])
+        np.testing.assert_array_equal(driver.weights[1], np.zeros(3))
+
+    def test_a_tensorflow_checkpoint_keeps_the_window(tmp_path):
+        import tensorflow as tf
+
+        driver, other = built(accumulation_steps=3), built(accumulation_steps=3)
+        for _ in range(4):
+            driver.apply(gradients())
+        path = tf.train.Checkpoint(optimizer=driver.optimizer).save(tmp_path / "state")
+        restored = tf.train.Checkpoint(optimizer=other.optimizer).restore(path)
+        restored.assert_existing_objects_matched()
+        values = [
+            [keras.ops.convert_to_numpy(v.value) for v in d.optimizer.variables]
+            for d in (other, driver)
+        ]
+        for actual, expected in zip(*values, strict=True):
+            np.testing.assert_array_equal(actual, expected)
+
+    def test_a_model_exports(tmp_path):
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        model.compile(RangerOptimizer(), "mse")
+        model.train_on_batch(np.ones((4, 3)), np.ones((4, 1)))
+        model.export(tmp_path / "exported", verbose=False)
+        assert (tmp_path / "exported" / "saved_model.pb").exists()
+
+
+if BACKEND == "torch":
+
+    def test_sparse_gradients_are_added_to_their_rows():
+        import torch
+
+        layer = keras.layers.TorchModuleWrapper(torch.nn.Embedding(6, 2, sparse=True))
+        before = keras.ops.convert_to_numpy(layer.trainable_variables[0].value).copy()
+        optimizer = RangerOptimizer(1.0, 0.0, accumulation_steps=2)
+        for rows in ([1, 2, 2], [2, 4, 5]):
+            layer.zero_grad()
+            layer(torch.tensor(rows)).sum().backward()
+            variables = layer.trainable_variables
+            optimizer.apply([v.value.grad for v in variables], variables)
+        moved = before - keras.ops.convert_to_numpy(variables[0].value)
+        np.testing.assert_allclose(moved[:, 0], [0, 0.5, 1.5, 0, 0.5, 0.5], atol=1e-6)
+
+
+if BACKEND == "jax":
+
+    def test_a_reference_without_state_says_so():
+        class Read(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                with pytest.raises(RuntimeError, match=r"go through self\.model\.optimizer"):
+                    optimizer.pending_micro_batches  # noqa: B018
+                assert self.model.optimizer.pending_micro_batches == 1
+
+        optimizer = RangerOptimizer()
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        model.compile(optimizer, "mse")
+        model.fit(np.ones((4, 3)), np.ones((4, 1)), verbose=0, callbacks=[Read()])
+
+
+def test_a_model_saved_before_training_loads_without_a_word(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(RangerOptimizer(0.5, accumulation_steps=7, clipnorm=1.0), "mse")
+    model.save(tmp_path / "model.keras")
+    optimizer = keras.saving.load_model(tmp_path / "model.keras").optimizer  # warnings are errors
+    assert optimizer.accumulation_steps == 7
+    assert float(optimizer.learning_rate) == 0.5
