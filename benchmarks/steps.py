@@ -79,8 +79,8 @@ class JaxStep:
         self._block(self._state)
 
     def temporaries(self, x, y):
-        compiled = self._step.lower(*self._state, x, y).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        analysis = self._step.lower(*self._state, x, y).compile().memory_analysis()
+        return None if analysis is None else analysis.temp_size_in_bytes
 
 
 class TorchStep:
