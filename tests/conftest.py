@@ -27,6 +27,5 @@ def _jax_float64():
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Begin every test with the same seed and no names taken."""
-    keras.utils.clear_session()
+    """Begin every test with the same seed."""
     keras.utils.set_random_seed(0)

@@ -54,7 +54,7 @@ def _from_identifier(identifier, settings):
         )
     try:
         default = keras.optimizers.get(identifier)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"inner must name a Keras optimizer: got {identifier!r}. See keras.optimizers."
         ) from error

@@ -60,9 +60,10 @@ def test_momentum_is_refused_where_there_is_none():
         RangerOptimizer(inner="adam", momentum=0.9)
 
 
-def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="inner must name a Keras optimizer: got 'adamm'"):
-        RangerOptimizer(inner="adamm")
+@pytest.mark.parametrize("name", ["adamm", "LossScaleOptimizer"])
+def test_an_unknown_name_is_refused(name):
+    with pytest.raises(ValueError, match=f"inner must name a Keras optimizer: got '{name}'"):
+        RangerOptimizer(inner=name)
 
 
 @pytest.mark.parametrize("value", [keras.optimizers.Adam, 3, None])
