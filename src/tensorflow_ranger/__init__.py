@@ -16,3 +16,4 @@ def _is_command_line():
 # else gets the public names here, and with them their registration for Keras' saving.
 if not _is_command_line():
     from tensorflow_ranger.optimizers.ranger_optimizer import RangerOptimizer as RangerOptimizer
+    from tensorflow_ranger.training.microbatch import microbatch as microbatch

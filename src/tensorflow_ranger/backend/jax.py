@@ -91,3 +91,27 @@ def run_if(predicate, function, variables):
     _, values = jax.lax.while_loop(lambda carry: carry[0], body, carry)
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
+
+
+def plus(total, gradient, factor):
+    """Return ``total + factor * gradient``, where a `factor` of None is 1."""
+    gradient = jnp.asarray(gradient, total.dtype)
+    return total + (gradient if factor is None else gradient * jnp.asarray(factor, total.dtype))
+
+
+def times(variable, factor):
+    """Return ``factor * variable`` as a tensor."""
+    return variable.value * jnp.asarray(factor, variable.dtype)
+
+
+def reset_peak_memory():
+    """Begin a new peak for `peak_memory`: JAX knows before it runs, and needs none."""
+
+
+def peak_memory():
+    """Return None: JAX knows before it runs."""
+
+
+def wait(tensor):
+    """Return when `tensor` has been computed."""
+    jax.block_until_ready(tensor)

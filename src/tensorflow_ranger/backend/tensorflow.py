@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from tensorflow_ranger.backend import process
+
 
 def version():
     """Return the framework's version string."""
@@ -105,3 +107,44 @@ def run_if(predicate, function, variables):
 def _ended(function):
     function()
     return (tf.constant(False),)
+
+
+def plus(total, gradient, factor):
+    """Return ``total + factor * gradient``, where a `factor` of None is 1.
+
+    Of a `tf.IndexedSlices` only the rows it names are added.
+    """
+    if isinstance(gradient, tf.IndexedSlices):
+        rows = _times(gradient.values, factor, total.dtype)
+        return tf.tensor_scatter_nd_add(total, gradient.indices[:, None], rows)
+    return total + _times(gradient, factor, total.dtype)
+
+
+def _times(tensor, factor, dtype):
+    tensor = tf.cast(tensor, dtype)
+    return tensor if factor is None else tensor * tf.cast(factor, dtype)
+
+
+def times(variable, factor):
+    """Return ``factor * variable`` as a tensor."""
+    return variable.value * tf.cast(factor, variable.dtype)
+
+
+def reset_peak_memory():
+    """Begin a new peak for `peak_memory`."""
+    for gpu in tf.config.list_logical_devices("GPU"):
+        tf.config.experimental.reset_memory_stats(gpu.name)
+    process.reset_peak_memory()
+
+
+def peak_memory():
+    """Return the most bytes in use since `reset_peak_memory`, or None where nobody tells."""
+    gpus = tf.config.list_logical_devices("GPU")
+    if gpus:
+        return tf.config.experimental.get_memory_info(gpus[0].name)["peak"]
+    return process.peak_memory()
+
+
+def wait(tensor):
+    """Return when `tensor` has been computed."""
+    tensor.numpy()

@@ -2,6 +2,8 @@
 
 import torch
 
+from tensorflow_ranger.backend import process
+
 
 def version():
     """Return the framework's version string."""
@@ -76,3 +78,34 @@ def run_if(predicate, function, variables):
     """Call `function`, which assigns `variables`, where the scalar bool `predicate` holds."""
     if predicate:
         function()
+
+
+@torch.no_grad()
+def plus(total, gradient, factor):
+    """Add ``factor * gradient`` to `total` and return it, where a `factor` of None is 1."""
+    return total.add_(gradient.to(total.dtype), alpha=1.0 if factor is None else float(factor))
+
+
+@torch.no_grad()
+def times(variable, factor):
+    """Multiply `variable` by `factor` and return its tensor."""
+    return variable.value.mul_(factor)
+
+
+def reset_peak_memory():
+    """Begin a new peak for `peak_memory`."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    process.reset_peak_memory()
+
+
+def peak_memory():
+    """Return the most bytes in use since `reset_peak_memory`, or None where nobody tells."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return process.peak_memory()
+
+
+def wait(tensor):
+    """Return when `tensor` has been computed."""
+    tensor.item()

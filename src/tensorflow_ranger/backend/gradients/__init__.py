@@ -1,0 +1,10 @@
+"""Sums of gradients over the micro-batches of a batch, for the active Keras backend alone."""
+
+import importlib
+
+import keras
+
+_active = importlib.import_module(f"{__name__}.{keras.config.backend()}")
+
+accumulate = _active.accumulate
+leaves = _active.leaves

@@ -1,0 +1,76 @@
+"""JAX: a loop whose carry is the sums, as a pure function."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def leaves(batch):
+    """Return the arrays of the pytree `batch`, without its None leaves."""
+    return jax.tree.leaves(batch)
+
+
+def accumulate(loss_fn, variables, batch, samples, size):
+    """Return the batch's loss and its gradients, from micro-batches of `size` samples.
+
+    Args:
+        loss_fn: Function ``(variables, micro_batch) -> (loss, mass)``. A mass of None means that
+            the loss is the mean over the samples.
+        variables: Pytree of arrays.
+        batch: Pytree of arrays with `samples` rows each.
+        samples: Integer >= 1.
+        size: Integer >= 1.
+
+    Returns:
+        ``(value, gradients)``: a scalar, and a pytree like `variables`.
+    """
+    value_and_gradients = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def add(sums, start, length):
+        micro_batch = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, length), batch)
+        (loss, mass), gradients = value_and_gradients(variables, micro_batch)
+        scale, mass = (length, 1) if mass is None else (1, mass)
+        return jax.tree.map(
+            lambda total, part: total + scale * jnp.asarray(part, total.dtype),
+            sums,
+            (loss, mass, gradients),
+        )
+
+    size = min(size, samples)
+    full, rest = divmod(samples, size)
+    sums = _zeros(variables, batch)
+    sums = lax.fori_loop(0, full, lambda k, sums: add(sums, k * size, size), sums)
+    if rest:
+        # XLA unrolls a loop that it sees to have one trip, and then gives the remainder memory
+        # beside that of the other micro-batches. The barrier hides where the loop begins.
+        start, sums = lax.optimization_barrier((full * size, sums))
+        _, sums = lax.while_loop(
+            lambda carry: carry[0] < samples,
+            lambda carry: (carry[0] + rest, add(carry[1], carry[0], rest)),
+            (start, sums),
+        )
+
+    loss, mass, gradients = sums
+    divisor = jnp.where(mass == 0, 1, mass)
+
+    def mean(total):
+        return jnp.where(mass == 0, 0, total / divisor)
+
+    return mean(loss), jax.tree.map(
+        lambda total, variable: mean(total).astype(jnp.result_type(variable)), gradients, variables
+    )
+
+
+def _zeros(variables, batch):
+    gradients = jax.tree.map(lambda v: jnp.zeros_like(v, _wide(jnp.result_type(v))), variables)
+    totals = jax.tree.leaves(gradients)
+    dtype = "float64" if any(total.dtype == "float64" for total in totals) else "float32"
+    # In a shard_map a carry differs among devices from the start if it will in the end, and
+    # `zeros_like` differs among those that its argument does.
+    arrays = [*totals, *jax.tree.leaves(batch)]
+    scalar = sum(jnp.zeros_like(array, dtype, shape=()) for array in arrays)
+    return scalar, scalar, gradients
+
+
+def _wide(dtype):
+    return jnp.dtype("float32") if dtype.itemsize < 4 else dtype

@@ -1,0 +1,110 @@
+"""TensorFlow: a `tf.while_loop` with the tape inside, so one micro-batch is recorded at a time."""
+
+import keras
+import tensorflow as tf
+
+
+def leaves(batch):
+    """Return the arrays of the pytree `batch`, without its None leaves."""
+    return [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
+
+
+def accumulate(loss_fn, variables, batch, samples, size):
+    """Return the batch's loss and its gradients, from micro-batches of `size` samples.
+
+    Args:
+        loss_fn: Function ``micro_batch -> (loss, mass)``. A mass of None means that the loss is
+            the mean over the samples.
+        variables: Iterable of `tf.Variable` or `keras.Variable`.
+        batch: Pytree of arrays with `samples` rows each.
+        samples: Integer >= 1, or None while it is unknown to a graph.
+        size: Integer >= 1.
+
+    Returns:
+        ``(value, gradients)``: a scalar, and a list with a tensor for each variable, or None where
+        the loss does not depend on it.
+    """
+    variables = [v.value if isinstance(v, keras.Variable) else v for v in variables]
+    batch = _map(tf.convert_to_tensor, batch)
+    samples = _checked_samples(leaves(batch), samples)
+    connected = [False] * len(variables)
+
+    def add(sums, start, length):
+        micro_batch = _map(lambda x: _rows(x, start, length), batch)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            loss, mass = loss_fn(micro_batch)
+        gradients = tape.gradient(loss, variables)
+        for i, gradient in enumerate(gradients):
+            connected[i] |= gradient is not None
+        scale, mass = (length, 1) if mass is None else (1, mass)
+        parts = [loss, mass, *gradients]
+        return [_add(total, part, scale) for total, part in zip(sums, parts, strict=True)]
+
+    # Known numbers of samples make known shapes, which XLA and some layers need. The remainder is
+    # a loop as well: it has to wait for the other micro-batches, to use the memory they leave.
+    end = samples // size * size
+    sums = _zeros(variables)
+    for start, stop, length in ((0, end, size), (end, samples, samples - end)):
+        if isinstance(stop, int) and start == stop:
+            continue
+        _, sums = tf.while_loop(
+            lambda start, sums, stop=stop: start < stop,
+            lambda start, sums, length=length: (start + length, add(sums, start, length)),
+            (tf.convert_to_tensor(start), sums),
+            parallel_iterations=1,
+        )
+
+    loss, mass, *totals = sums
+    gradients = [
+        tf.cast(_mean(total, mass), variable.dtype) if is_connected else None
+        for total, variable, is_connected in zip(totals, variables, connected, strict=True)
+    ]
+    return _mean(loss, mass), gradients
+
+
+def _map(function, batch):
+    return keras.tree.map_structure(lambda x: None if x is None else function(x), batch)
+
+
+def _checked_samples(arrays, samples):
+    unknown = [array for array in arrays if array.shape[0] is None]
+    if samples is None:
+        samples = tf.shape(arrays[0])[0]
+        tf.debugging.assert_positive(
+            samples, "batch must hold at least one sample: got 0. Leave empty batches out."
+        )
+    for array in unknown:
+        tf.debugging.assert_equal(
+            tf.shape(array)[0],
+            samples,
+            "The arrays of batch must have leading axes of the same size. Give each one row for "
+            "each sample.",
+        )
+    return samples
+
+
+def _rows(array, start, length):
+    rest = tf.shape(array)[1:]
+    begin = tf.concat([[start], tf.zeros_like(rest)], 0)
+    return tf.slice(array, begin, tf.concat([[length], rest], 0))
+
+
+def _zeros(variables):
+    totals = [tf.zeros(v.shape, tf.float32 if v.dtype.size < 4 else v.dtype) for v in variables]
+    dtype = tf.float64 if any(total.dtype == tf.float64 for total in totals) else tf.float32
+    return [tf.zeros((), dtype), tf.zeros((), dtype), *totals]
+
+
+def _add(total, part, scale):
+    if part is None:
+        return total
+    scale = tf.cast(scale, total.dtype)
+    if isinstance(part, tf.IndexedSlices):
+        rows = scale * tf.cast(part.values, total.dtype)
+        return tf.tensor_scatter_nd_add(total, part.indices[:, None], rows)
+    return total + scale * tf.cast(part, total.dtype)
+
+
+def _mean(total, mass):
+    return tf.math.divide_no_nan(total, tf.cast(mass, total.dtype))

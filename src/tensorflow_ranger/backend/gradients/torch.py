@@ -1,0 +1,93 @@
+"""PyTorch: a loop in Python that keeps no graph from one micro-batch to the next."""
+
+import keras
+import torch
+
+
+def leaves(batch):
+    """Return the arrays of the pytree `batch`, without its None leaves."""
+    return [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
+
+
+def accumulate(loss_fn, variables, batch, samples, size):
+    """Return the batch's loss and its gradients, from micro-batches of `size` samples.
+
+    The gradients are added to each variable's `.grad`, too.
+
+    Args:
+        loss_fn: Function ``micro_batch -> (loss, mass)``. A mass of None means that the loss is
+            the mean over the samples.
+        variables: Iterable of leaf tensors or `keras.Variable`.
+        batch: Pytree of arrays with `samples` rows each.
+        samples: Integer >= 1.
+        size: Integer >= 1.
+
+    Returns:
+        ``(value, gradients)``: a scalar, and a list with a tensor for each variable, or None where
+        the loss does not depend on it.
+    """
+    variables = [v.value if isinstance(v, keras.Variable) else v for v in variables]
+    totals = [None] * len(variables)
+    dtype = torch.float64 if any(v.dtype == torch.float64 for v in variables) else torch.float32
+    total_loss = total_mass = 0
+    for start in range(0, samples, size):
+        stop = min(start + size, samples)
+        loss, mass = _add(totals, loss_fn, variables, _rows(batch, start, stop), stop - start)
+        total_loss += loss.to(dtype)
+        total_mass += mass.to(dtype) if isinstance(mass, torch.Tensor) else mass
+
+    with torch.no_grad():
+        mass = float(total_mass)
+        gradients = [
+            None if total is None else _mean(total, mass).to(variable.dtype)
+            for total, variable in zip(totals, variables, strict=True)
+        ]
+        for variable, gradient in zip(variables, gradients, strict=True):
+            _add_to_grad(variable, gradient)
+        return _mean(total_loss, mass), gradients
+
+
+def _rows(batch, start, stop):
+    return keras.tree.map_structure(
+        lambda x: None if x is None else torch.as_tensor(x[start:stop]), batch
+    )
+
+
+def _add(totals, loss_fn, variables, micro_batch, samples):
+    """Add a micro-batch's gradients to `totals`; return its summed loss and its mass."""
+    with torch.enable_grad():
+        loss, mass = loss_fn(micro_batch)
+    scale, mass = (samples, samples) if mass is None else (1, mass)
+    for i, gradient in _gradients(loss, variables):
+        if totals[i] is None:
+            totals[i] = torch.zeros_like(variables[i], dtype=_wide(variables[i].dtype))
+        totals[i].add_(gradient, alpha=scale)
+    loss = loss.detach()
+    return scale * loss.to(_wide(loss.dtype)), mass.detach() if torch.is_tensor(mass) else mass
+
+
+def _gradients(loss, variables):
+    """Return ``(index, gradient)`` for the variables that the loss depends on."""
+    wanted = [i for i, variable in enumerate(variables) if variable.requires_grad]
+    if not wanted or not loss.requires_grad:
+        return []
+    gradients = torch.autograd.grad(loss, [variables[i] for i in wanted], allow_unused=True)
+    return [(i, g) for i, g in zip(wanted, gradients, strict=True) if g is not None]
+
+
+def _wide(dtype):
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
+def _mean(total, mass):
+    return total.div_(mass) if mass else total.zero_()
+
+
+def _add_to_grad(variable, gradient):
+    if gradient is None:
+        return
+    if variable.grad is None:
+        # A copy: what is done to `.grad` later, such as clipping, is not done to the gradient.
+        variable.grad = gradient.clone()
+    else:
+        variable.grad.add_(gradient)

@@ -1,0 +1,20 @@
+"""Batches: nested arrays, or None, whose leading axis is the samples."""
+
+import keras
+
+
+def count(data):
+    """Return the number of samples in `data`, or None where a graph does not know it."""
+    return next(leaf for leaf in keras.tree.flatten(data) if leaf is not None).shape[0]
+
+
+def cut(data, start, size):
+    """Return the samples of `data` from `start` on, `size` at most."""
+    return keras.tree.map_structure(
+        lambda leaf: None if leaf is None else leaf[start : start + size], data
+    )
+
+
+def split(data, size):
+    """Return the micro-batches of `data`: `size` samples each, and what remains."""
+    return [cut(data, start, size) for start in range(0, count(data), size)]

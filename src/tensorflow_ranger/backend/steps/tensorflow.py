@@ -1,0 +1,151 @@
+"""TensorFlow: one graph with a loop in it, or one graph per micro-batch under XLA on CPU."""
+
+import keras
+import tensorflow as tf
+
+from tensorflow_ranger.backend.steps.samples import count, cut, split
+
+KNOWS_MEMORY = False  # before a step has run
+
+
+def default_loop(compiled):
+    """Return "device" or "host": where the loop over micro-batches runs best."""
+    # XLA's CPU runs a convolution inside a loop on one thread.
+    return "host" if compiled and not tf.config.list_physical_devices("GPU") else "device"
+
+
+def is_out_of_memory(error):
+    """Return whether `error` says that memory ran out."""
+    return isinstance(error, tf.errors.ResourceExhaustedError | MemoryError)
+
+
+def current_values(variables):
+    """Return pairs of the variables and the values an inner scope must be told: none."""
+    return []
+
+
+def add_gradients(share, passes, totals, factor):
+    """Add the gradient of ``share(None)`` to the totals.
+
+    Args:
+        share: Function that returns ``(loss, aux)``.
+        passes: Object with `weights`, `accumulator`, and `has_gradient`, which is updated.
+        totals: The accumulator's totals.
+        factor: Scalar that gradients are multiplied by, or None.
+
+    Returns:
+        Tuple ``(totals, aux)``.
+    """
+    with tf.GradientTape() as tape:
+        loss, aux = share(None)
+    gradients = tape.gradient(loss, [weight.value for weight in passes.weights])
+    passes.has_gradient = [gradient is not None for gradient in gradients]
+    totals = [
+        total if gradient is None else passes.accumulator.add(i, total, gradient, factor)
+        for i, (total, gradient) in enumerate(zip(totals, gradients, strict=True))
+    ]
+    return totals, aux
+
+
+class Step:
+    """Runs a batch: `run` returns the logs and None.
+
+    The variables are assigned after the last micro-batch, so that a batch that fails has changed
+    nothing.
+
+    Args:
+        passes: The functions of the batch.
+        loop: "device" for one graph with a `tf.while_loop`; "host" for one graph per micro-batch,
+            called from Python.
+        compiled: True for XLA, False for a graph, None to run eagerly.
+    """
+
+    def __init__(self, passes, loop, compiled):
+        self._passes = passes
+        self._loop = loop
+        self._xla = bool(compiled)
+        self._prepared = False
+
+        def graph(function, **options):
+            if compiled is None:
+                return function
+            return tf.function(function, jit_compile=bool(compiled), autograph=False, **options)
+
+        self._begin = graph(self._open)
+        self._measure = graph(passes.measure)
+        self._add = graph(self._add_micro_batch)
+        self._finish = graph(passes.finish)
+        self._whole = graph(self._run_on_device, reduce_retracing=not compiled)
+
+    def run(self, state, data, size, rows):
+        """Train on the batch `data`, `size` samples at a time.
+
+        Args:
+            state: None.
+            data: Tuple ``(x, y, sample_weight)`` of the batch.
+            size: Samples per micro-batch.
+            rows: The batch's samples, or None where Keras' own graph would not know them.
+
+        Returns:
+            Tuple ``(logs, state)``.
+        """
+        if not self._prepared:
+            tf.function(self._passes.prepare, autograph=False).get_concrete_function(data)
+            self._prepared = True
+        if self._loop == "device":
+            return self._whole(data, size, rows), None
+        return self._run_on_host(data, size, rows), None
+
+    def _open(self):
+        totals = [self._passes.accumulator.open(i) for i in range(len(self._passes.weights))]
+        return totals, self._passes.carry(), *self._passes.begin()
+
+    def _add_micro_batch(self, totals, carry, data, whole):
+        return self._passes.add(totals, carry, data, self._passes.whole(*whole))
+
+    def _run_on_host(self, data, size, rows):
+        totals, carry, factor, scale = self._begin()
+        micro_batches = split(data, size)
+        masses = None
+        if self._passes.needs_masses:
+            measured = [self._measure(micro_batch) for micro_batch in micro_batches]
+            masses = tf.nest.map_structure(lambda *values: tf.add_n(values), *measured)
+        whole = (tf.cast(count(data), carry["samples"].dtype), masses, factor, scale)
+        logs = {}
+        for micro_batch in micro_batches:
+            totals, carry, logs = self._add(totals, carry, micro_batch, whole)
+        return self._finish(totals, carry, rows) | logs
+
+    def _run_on_device(self, data, size, rows):
+        passes = self._passes
+        totals, carry, factor, scale = self._open()
+        masses = None
+        if passes.needs_masses:
+            zeros = [tf.zeros((), carry["samples"].dtype) for _ in carry["parts"]]
+            masses = self._loop_over(
+                lambda sums, part: tf.nest.map_structure(tf.add, sums, passes.measure(part)),
+                zeros,
+                data,
+                size,
+            )
+        whole = passes.whole(passes.count(data), masses, factor, scale)
+        totals, carry = self._loop_over(
+            lambda state, part: passes.add(*state, part, whole)[:2], (totals, carry), data, size
+        )
+        return passes.finish(totals, carry, rows)
+
+    def _loop_over(self, body, carry, data, size):
+        rows = tf.shape(next(leaf for leaf in keras.tree.flatten(data) if leaf is not None))[0]
+        # XLA needs slices of one size: what remains then runs after the loop.
+        end = rows - rows % size if self._xla else rows
+
+        def step(start, carry):
+            length = size if self._xla else tf.minimum(size, rows - start)
+            return start + size, body(carry, cut(data, start, length))
+
+        _, carry = tf.while_loop(
+            lambda start, carry: start < end, step, (0, carry), parallel_iterations=1
+        )
+        if not self._xla or count(data) % size == 0:
+            return carry
+        return body(carry, cut(data, end, count(data) % size))

@@ -1,0 +1,161 @@
+"""PyTorch: a loop in Python; gradients are added as the backward pass finds them."""
+
+import contextlib
+
+import keras
+import torch
+
+from tensorflow_ranger.backend.steps.samples import count, cut, split
+
+KNOWS_MEMORY = False  # before a step has run
+
+
+def default_loop(compiled):
+    """Return "host": PyTorch always loops in Python."""
+    return "host"
+
+
+def is_out_of_memory(error):
+    """Return whether `error` says that memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def current_values(variables):
+    """Return pairs of the variables and the values an inner scope must be told: none."""
+    return []
+
+
+def add_gradients(share, passes, totals, factor):
+    """Run ``share(None)`` backward; the hooks of `Step` add its gradients to the totals.
+
+    Args:
+        share: Function that returns ``(loss, aux)``.
+        passes: Object with `weights`.
+        totals: The accumulator's totals, changed in place.
+        factor: Known to the hooks.
+
+    Returns:
+        Tuple ``(totals, aux)``.
+    """
+    loss, aux = share(None)
+    if passes.weights:
+        loss.backward()
+    return totals, keras.tree.map_structure(_detached, aux)
+
+
+def _detached(tensor):
+    if not isinstance(tensor, torch.Tensor) or not tensor.requires_grad:
+        return tensor
+    detached = tensor.detach()
+    mask = getattr(tensor, "_keras_mask", None)
+    if mask is not None:
+        detached._keras_mask = mask
+    return detached
+
+
+class Step:
+    """Runs a batch: `run` returns the logs and None.
+
+    A batch for which memory ran out goes on where it stopped when it is run again, in smaller
+    micro-batches: totals may live in the optimizer's own momentum, so what was added stays added.
+
+    Args:
+        passes: The functions of the batch.
+        loop: "host".
+        compiled: Whether the forward pass goes through `torch.compile`.
+    """
+
+    def __init__(self, passes, loop, compiled):
+        self._passes = passes
+        self._prepared = False
+        self._batch = None
+        self._add = passes.add
+
+    def run(self, state, data, size, rows):
+        """Train on the batch `data`, `size` samples at a time.
+
+        Args:
+            state: None.
+            data: Tuple ``(x, y, sample_weight)`` of the batch.
+            size: Samples per micro-batch.
+            rows: The batch's samples, or None where Keras' own graph would not know them.
+
+        Returns:
+            Tuple ``(logs, state)``.
+        """
+        if not self._prepared:
+            with torch.no_grad():
+                self._passes.prepare(cut(data, 0, size))
+            self._prepared = True
+        if self._batch is None or self._batch.data is not data:
+            self._batch = _Batch(self._passes, data, size)
+        logs = self._batch.run(size, self._add)
+        with torch.no_grad():
+            logs = self._passes.finish(self._batch.totals, self._batch.carry, rows) | logs
+        self._batch = None
+        return logs, None
+
+
+class _Batch:
+    """A batch on its way: what has been added to which totals."""
+
+    def __init__(self, passes, data, size):
+        self._passes = passes
+        self.data = data
+        self.totals = [None] * len(passes.weights)
+        self._start = self._end = 0
+        # The sample up to which each weight has its gradient. Within a pass that failed some have.
+        self._ends = [0] * len(passes.weights)
+        with torch.no_grad():
+            factor, scale = passes.begin()
+            self.carry = passes.carry()
+            masses = None
+            if passes.needs_masses:
+                measured = [passes.measure(micro_batch) for micro_batch in split(data, size)]
+                masses = [sum(values) for values in zip(*measured, strict=True)]
+            self._whole = passes.whole(passes.count(data), masses, factor, scale)
+
+    def run(self, size, add):
+        """Add the micro-batches that are left; return the last one's logs."""
+        logs = {}
+        with self._hooks():
+            while self._start < count(self.data):
+                ends = [end for end in self._ends if end > self._start]
+                self._end = min([self._start + size, count(self.data), *ends])
+                micro_batch = cut(self.data, self._start, self._end - self._start)
+                _, self.carry, logs = add(self.totals, self.carry, micro_batch, self._whole)
+                self._start = self._end
+        return logs
+
+    @contextlib.contextmanager
+    def _hooks(self):
+        # While open, gradients move to the totals as soon as they are found.
+        self._passes.model.zero_grad()
+        handles = [
+            weight.value.register_post_accumulate_grad_hook(self._mover(index))
+            for index, weight in enumerate(self._passes.weights)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _mover(self, index):
+        accumulator = self._passes.accumulator
+
+        @torch.no_grad()
+        def move(parameter):
+            gradient, parameter.grad = parameter.grad, None
+            if self._ends[index] >= self._end:
+                return
+            total, factor = self.totals[index], self._whole.factor
+            if total is None:
+                self.totals[index] = accumulator.first(index, gradient, factor)
+            else:
+                self.totals[index] = accumulator.add(index, total, gradient, factor)
+            self._ends[index] = self._end
+
+        return move

@@ -1,0 +1,1 @@
+"""How many samples fit, and how many are fastest."""

@@ -1,0 +1,82 @@
+"""The record of a choice: which micro-batch sizes were looked at, and why one was taken."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One micro-batch size.
+
+    Args:
+        size: Samples.
+        memory: Bytes its training step needs, or None where they are not known.
+        seconds: Seconds per sample, or None if it was not timed.
+        fits: Whether it fits the memory.
+    """
+
+    size: int
+    memory: int | None = None
+    seconds: float | None = None
+    fits: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class MicrobatchPlan:
+    """The choice of a micro-batch size; printing it gives a table.
+
+    Args:
+        batch: Samples of the batch, or None before the first one.
+        candidates: The sizes that were looked at, the smallest first.
+        chosen: The size in use.
+        reason: Why, in words.
+    """
+
+    batch: int | None
+    candidates: tuple[Candidate, ...]
+    chosen: int | None
+    reason: str
+
+    def __str__(self):
+        lines = [f"{'micro-batch':>12} {'memory':>12} {'per sample':>12}  chosen"]
+        for candidate in self.candidates:
+            memory = "-" if candidate.memory is None else format_bytes(candidate.memory)
+            seconds = "-" if candidate.seconds is None else f"{1e6 * candidate.seconds:.1f} us"
+            mark = "yes" if candidate.size == self.chosen else ""
+            mark = mark if candidate.fits else "does not fit"
+            lines.append(f"{candidate.size:>12} {memory:>12} {seconds:>12}  {mark}".rstrip())
+        return "\n".join([*lines, self.reason])
+
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def format_bytes(count):
+    """Return `count` bytes in words, such as ``"1.5 GB"``."""
+    for unit in ("TB", "GB", "MB", "KB"):
+        if count >= _UNITS[unit]:
+            return f"{count / _UNITS[unit]:.1f} {unit}"
+    return f"{count} B"
+
+
+def parse_bytes(value):
+    """Return a number of bytes from an int or from words such as ``"4GB"`` or ``"512 MiB"``.
+
+    Raises:
+        ValueError: `value` is anything else, or not positive.
+    """
+    number = value
+    if isinstance(value, str):
+        text = value.strip().upper()
+        digits = text.rstrip("KMGTIB ")
+        unit = text[len(digits) :].strip() or "B"
+        try:
+            number = int(float(digits) * _UNITS[unit])
+        except (KeyError, ValueError):
+            number = None
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ValueError(
+            f"memory_limit must be a number of bytes >= 1 or a text like '4GB' or '512MiB': "
+            f"got {value!r}."
+        )
+    return number

@@ -1,0 +1,147 @@
+"""The search for the fastest micro-batch that fits, one training batch after the other."""
+
+import statistics
+
+from tensorflow_ranger.batch_size.plan import Candidate, MicrobatchPlan, format_bytes
+
+WARM_UP = 1
+TIMED = 3
+START = 32  # where the search begins if it goes up
+GIVE_UP = 1.05  # a size this much slower than the best makes the search look no further
+GIVE_UP_AFTER = 2
+
+
+class Search:
+    """Says which size to run next, and learns from how it went.
+
+    Sizes are the powers of two below the batch, and the whole batch. The search begins with the
+    largest that fits and goes down; where memory is limited and only known after a run, it begins
+    small and goes up while the next size is expected to fit. It ends when sizes get slower. Every
+    run is a training batch: nothing is run for the search alone.
+
+    Args:
+        batch: Samples of the batch.
+        limit: Bytes the step may need, or None.
+        memory_of: Function ``size -> bytes`` that knows beforehand, or None where nobody does.
+        base: Bytes in use before any run.
+    """
+
+    def __init__(self, batch, limit=None, memory_of=None, base=0):
+        self._batch = batch
+        self._limit = limit
+        self._memory_of = memory_of
+        self._base = base
+        self._times = {}
+        self._memory = {}
+        self._refused = set()
+        powers = [2**power for power in range((batch - 1).bit_length())]
+        sizes = [*powers, batch]
+        self._grows = limit is not None and memory_of is None
+        self._order = [s for s in sizes if s >= min(START, batch)] if self._grows else sizes[::-1]
+        self._place = -1
+        self._advance()
+
+    @property
+    def done(self):
+        """Whether the search has ended."""
+        return self._place >= len(self._order)
+
+    @property
+    def size(self):
+        """The size to run next: the candidate at hand, or the best."""
+        return self.best if self.done else self._order[self._place]
+
+    @property
+    def best(self):
+        """The fastest size that fits, or None if none was timed."""
+        timed = {size: statistics.median(times) for size, times in self._timed().items()}
+        return min(timed, key=lambda size: timed[size]) if timed else None
+
+    def record(self, size, seconds, memory=None):
+        """Learn that a batch in micro-batches of `size` took `seconds` and `memory` bytes."""
+        if memory is not None:
+            self._memory[size] = max(memory, self._memory.get(size, 0))
+        times = self._times.setdefault(size, [])
+        times.append(seconds / self._batch)
+        if self._is_over_limit(size):
+            self.refuse(size)
+        elif len(times) == WARM_UP + TIMED:
+            self._advance()
+
+    def refuse(self, size):
+        """Learn that `size` does not fit."""
+        self._refused.add(size)
+        self._times.pop(size, None)
+        if self._grows and self.best is None:
+            self._order = [2**power for power in range((size - 1).bit_length())][::-1]
+            self._grows, self._place = False, 0
+        elif self._grows:
+            self._place = len(self._order)
+        elif not self.done and self._order[self._place] == size:
+            self._advance()
+
+    def plan(self):
+        """Return the search so far as a `MicrobatchPlan`."""
+        timed = self._timed()
+        known = sorted({*self._times, *self._memory, *self._refused})
+        candidates = tuple(
+            Candidate(
+                size,
+                self._memory.get(size),
+                statistics.median(timed[size]) if size in timed else None,
+                size not in self._refused,
+            )
+            for size in known
+        )
+        return MicrobatchPlan(self._batch, candidates, self.size, self._reason())
+
+    def _reason(self):
+        refused = ", ".join(str(size) for size in sorted(self._refused))
+        limit = "the memory" if self._limit is None else format_bytes(self._limit)
+        unfit = f"; {refused} did not fit {limit}" if refused else ""
+        if not self.done:
+            return f"Still measuring: {self.size} samples at a time are next{unfit}."
+        return (
+            f"{self.best} of {self._batch} samples at a time are the fastest per sample of "
+            f"{len(self._timed())} sizes timed{unfit}."
+        )
+
+    def _timed(self):
+        return {
+            size: times[WARM_UP:]
+            for size, times in self._times.items()
+            if len(times) == WARM_UP + TIMED
+        }
+
+    def _advance(self):
+        self._place += 1
+        while not self.done and not self._may_run(self._order[self._place]):
+            self._place += 1
+        timed = {size: statistics.median(times) for size, times in self._timed().items()}
+        best = self.best
+        last = [timed[size] for size in list(timed)[-GIVE_UP_AFTER:]]
+        slower = best is not None and all(time > GIVE_UP * timed[best] for time in last)
+        if slower and len(last) == GIVE_UP_AFTER:
+            self._place = len(self._order)
+
+    def _may_run(self, size):
+        if self._memory_of is not None:
+            self._memory[size] = self._memory_of(size)
+        elif self._grows and self._memory:
+            return self._expected(size) <= self._limit
+        if self._is_over_limit(size):
+            self._refused.add(size)
+            return False
+        return True
+
+    def _expected(self, size):
+        """Return the bytes a size not yet run is expected to need: a line through the last two."""
+        (below, low), (above, high) = sorted({0: self._base, **self._memory}.items())[-2:]
+        return high + max(high - low, 0) * (size - above) / (above - below)
+
+    def _is_over_limit(self, size):
+        return (
+            self._limit is not None
+            and self._memory.get(size) is not None
+            and self._memory[size] > self._limit
+        )

@@ -1,0 +1,161 @@
+"""Value and gradients of a large batch in the memory of a small one."""
+
+import numbers
+from typing import SupportsIndex
+
+import keras
+
+from tensorflow_ranger.backend import gradients
+
+
+def accumulate_gradients(loss_fn, variables, batch, size: SupportsIndex):
+    """Return the loss of a batch and its gradients, computed one micro-batch at a time.
+
+    For training loops of one's own: in place of the value and the gradients of the whole batch,
+    with the memory of `size` samples. With summed losses ``S_k`` and masses ``D_k`` of the
+    micro-batches,
+
+        L = (sum_k S_k) / (sum_k D_k),      G = (sum_k dS_k/dw) / (sum_k D_k).
+
+    A mean loss ``L_k`` over ``B_k`` samples stands for ``S_k = B_k L_k`` and ``D_k = B_k``. The
+    samples that are left when `size` does not divide the batch are a micro-batch of their own.
+    Layers that look at the whole batch (BatchNormalization) see a micro-batch instead.
+
+    On JAX this is a pure function with the conventions of `jax.value_and_grad`: call it under
+    `jax.jit`, or it is compiled anew on each call. On TensorFlow it works eagerly and in a
+    `tf.function`; with ``jit_compile=True`` the batch must have a known size. On PyTorch the
+    gradients are also added to the variables' `.grad`, as by ``loss.backward()``.
+
+    Args:
+        loss_fn: Function ``(variables, micro_batch) -> loss`` on JAX, ``micro_batch -> loss`` on
+            TensorFlow and PyTorch. The loss is a scalar: the mean over the samples of the
+            micro-batch. Where a mean divides by something else, it is a pair of scalars
+            ``(summed_loss, mass)``, such as the sum of the tokens' losses and the number of
+            tokens. The mass is not differentiated. A total mass of 0 makes value and gradients 0.
+        variables: What to differentiate with respect to. On JAX a pytree of floating arrays; on
+            TensorFlow a list of `tf.Variable` or `keras.Variable`; on PyTorch a list of tensors
+            that are leaves of the graph, or of `keras.Variable`.
+        batch: Pytree (array, tuple, dict, nested) of arrays of any dtype and of shape
+            ``(B, ...)``. Leaves may be None. NumPy arrays become tensors.
+        size: Integer >= 1; samples of a micro-batch.
+
+    Returns:
+        ``(value, gradients)``. The value is a float32 scalar, float64 if a variable is. The
+        gradients are a pytree like `variables`, each of its variable's shape and dtype; sums are
+        held in float32 for narrower dtypes. On TensorFlow and PyTorch the gradient of a variable
+        that the loss does not depend on is None.
+
+    Raises:
+        ValueError: `size` is no integer >= 1; `batch` holds no array, a leaf without a leading
+            axis, no sample, or leading axes of several sizes.
+        TypeError: `loss_fn` returns neither a scalar tensor nor a pair of scalars.
+        tf.errors.InvalidArgumentError: In a `tf.function`, a leading axis unknown until it runs
+            turns out to be empty, or of another size than the others.
+
+    Example:
+        TensorFlow:
+
+        >>> @tf.function
+        ... def update(x, y):
+        ...     def loss_fn(micro_batch):
+        ...         x, y = micro_batch
+        ...         return tf.reduce_mean((model(x, training=True) - y) ** 2)
+        ...     variables = model.trainable_variables
+        ...     value, gradients = accumulate_gradients(loss_fn, variables, (x, y), size=32)
+        ...     optimizer.apply(gradients, variables)
+        ...     return value
+        >>> value = update(x, y)
+
+        JAX:
+
+        >>> def loss_fn(weights, micro_batch):
+        ...     x, y = micro_batch
+        ...     return jnp.mean((x @ weights - y) ** 2)
+        >>> @jax.jit
+        ... def update(weights, x, y):
+        ...     value, gradient = accumulate_gradients(loss_fn, weights, (x, y), size=32)
+        ...     return value, weights - 0.1 * gradient
+        >>> value, weights = update(weights, x, y)
+
+        PyTorch:
+
+        >>> def loss_fn(micro_batch):
+        ...     x, y = micro_batch
+        ...     return torch.mean((model(x) - y) ** 2)
+        >>> optimizer.zero_grad()
+        >>> value, _ = accumulate_gradients(loss_fn, model.parameters(), (x, y), size=32)
+        >>> optimizer.step()
+    """
+    size = _checked_size(size)
+    samples = _checked_samples(gradients.leaves(batch))
+
+    def loss_and_mass(*arguments):
+        return _checked_loss(loss_fn(*arguments))
+
+    return gradients.accumulate(loss_and_mass, variables, batch, samples, size)
+
+
+def _checked_size(value):
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"size must be an integer >= 1: got {value!r}. "
+            "It is the number of samples of a micro-batch: the most that fit into memory."
+        )
+    return int(value)
+
+
+def _checked_samples(arrays):
+    """Return the size of the leading axes, or None where a graph does not know it yet."""
+    if not arrays:
+        raise ValueError(
+            "batch must hold at least one array: got none. "
+            "Give arrays whose leading axis counts the samples."
+        )
+    for array in arrays:
+        if not hasattr(array, "shape"):
+            raise ValueError(
+                f"batch must hold arrays: got a leaf of type {type(array).__name__}. "
+                "Make it an array with a leading axis, or let loss_fn close over it."
+            )
+        if len(array.shape) == 0:
+            raise ValueError(
+                "The arrays of batch must have a leading axis: got a scalar. "
+                "Let loss_fn close over what is the same for all samples."
+            )
+    sizes = [array.shape[0] for array in arrays]
+    known = [size for size in sizes if size is not None]
+    if len(set(known)) > 1:
+        raise ValueError(
+            f"The arrays of batch must have leading axes of the same size: got {sizes}. "
+            "Give each one row for each sample."
+        )
+    if 0 in known:
+        raise ValueError("batch must hold at least one sample: got 0. Leave empty batches out.")
+    return known[0] if known else None
+
+
+def _checked_loss(result):
+    """Return ``(loss, mass)`` of what `loss_fn` returned; None is the mass of a mean."""
+    pair = result if isinstance(result, tuple | list) else (result, 1)
+    if len(pair) == 2 and _is_scalar_tensor(pair[0]) and _is_scalar(pair[1]):
+        return tuple(pair) if pair is result else (result, None)
+    raise TypeError(
+        "loss_fn must return a scalar tensor, the mean loss of the micro-batch, or a pair of "
+        f"scalars (summed_loss, mass): got {_describe(result)}. Reduce the loss over all its axes."
+    )
+
+
+def _is_scalar_tensor(value):
+    return keras.ops.is_tensor(value) and value.shape == ()
+
+
+def _is_scalar(value):
+    return isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
+
+
+def _describe(value):
+    if isinstance(value, tuple | list):
+        return f"({', '.join(_describe(item) for item in value)})"
+    if hasattr(value, "shape"):
+        return f"{type(value).__name__} of shape {value.shape}"
+    return type(value).__name__

@@ -1,0 +1,221 @@
+"""Each micro-batch's share of its batch's loss, whatever the losses divide by."""
+
+import warnings
+
+import keras
+from keras import ops
+
+# Keras exports no way to ask an output for its mask, and keeps it differently on each backend.
+from keras.src.backend import get_keras_mask  # noqa: TID251
+
+_MEANS = ("mean", "sum_over_batch_size")
+
+
+class LossShares:
+    """Splits a compiled model's loss into shares whose sum over micro-batches is the batch's loss.
+
+    Keras divides a loss by the number of samples, by the unmasked elements, by the sum of the
+    sample weights, or not at all. With the micro-batch's own loss ``L_k`` and mass ``D_k`` the
+    share is ``L_k D_k / D``: exact whatever the sizes, because ``L_k D_k`` is the sum that Keras
+    divided. Losses a layer adds are means over samples if they are scalars, and sums over samples
+    if they hold one number per sample. Regularizers of weights count once per batch.
+
+    Args:
+        model: A compiled Keras model.
+    """
+
+    def __init__(self, model):
+        self._model = model
+        self._compile_loss = model._compile_loss
+        self._is_own = type(model).compute_loss is not keras.Model.compute_loss
+        self._places = []
+        self.needs_masks = False
+        self.not_means = []
+        if self._is_own:
+            warnings.warn(
+                f"{type(model).__name__} overrides compute_loss: its micro-batches are weighted by "
+                "their samples. That is exact if the loss is a mean over samples.",
+                stacklevel=2,
+            )
+
+    @property
+    def losses(self):
+        """Keras' records ``(path, loss, loss_weights, name)`` of the compiled losses."""
+        if self._is_own or self._compile_loss is None:
+            return []
+        return self._compile_loss._flat_losses
+
+    @property
+    def needs_masses(self):
+        """Whether a loss divides by something else than its number of samples."""
+        return bool(self._places)
+
+    def inspect(self, y, y_pred, sample_weight):
+        """Learn from one micro-batch's predictions what each loss divides by."""
+        self._places, self.needs_masks, self.not_means = [], False, []
+        self._structure = keras.tree.map_structure(lambda _: None, y_pred)
+
+        def look(place, loss, y_true, y_pred, sample_weight):
+            if not _is_keras_call(loss):
+                self.not_means.append(loss.name)
+                return
+            if _mass(loss, y_pred, sample_weight) is not None:
+                self._places.append(place)
+                self.needs_masks |= get_keras_mask(y_pred) is not None
+            if loss.reduction != "sum" and _returns_scalar(loss, y_true, y_pred):
+                self.not_means.append(loss.name)
+
+        self._for_each(look, y, y_pred, sample_weight)
+        if self.not_means:
+            warnings.warn(
+                f"The loss {', '.join(self.not_means)} returns one number for all samples: its "
+                "micro-batches are weighted by their samples. That is exact if it is a mean over "
+                "samples. Return one number per sample to leave no doubt.",
+                stacklevel=2,
+            )
+
+    def masses(self, y, y_pred, sample_weight, dtype):
+        """Return one scalar per loss: what it divides by in this micro-batch, 0 for samples."""
+        masses = [ops.zeros((), dtype) for _ in self.losses]
+
+        def measure(place, loss, y_true, y_pred, sample_weight):
+            if place in self._places:
+                masses[place] = ops.cast(_mass(loss, y_pred, sample_weight), dtype)
+
+        self._for_each(measure, y, y_pred if self.needs_masks else self._structure, sample_weight)
+        return masses
+
+    def of(self, x, y, y_pred, sample_weight, samples, whole):
+        """Return the micro-batch's share of the loss, and of each compiled loss alone.
+
+        Args:
+            x: The micro-batch's inputs.
+            y: Its targets.
+            y_pred: The model's outputs for it.
+            sample_weight: Its sample weights, or None.
+            samples: Scalar; its number of samples.
+            whole: The batch's `Whole`.
+
+        Returns:
+            Tuple ``(loss, logged, parts)``: the scalar to differentiate, the scalar to report,
+            and one scalar per compiled loss.
+        """
+        fraction = samples / whole.samples
+        if self._is_own:
+            loss = self._model._compute_loss(
+                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+            )
+            loss = loss * ops.cast(fraction, loss.dtype)
+            return loss, loss, []
+        parts, unlogged = [], []
+
+        def share(place, loss, y_true, y_pred, sample_weight):
+            value = loss(y_true, y_pred, sample_weight)
+            if len(value.shape) > 0:
+                # Without a reduction Keras differentiates the sum, and reports the mean.
+                part = ops.mean(value) * ops.cast(fraction, value.dtype)
+                weight = self.losses[place].loss_weights
+                share = ops.sum(value)
+                unlogged.append((share - part) * (1.0 if weight is None else weight))
+            elif getattr(loss, "reduction", None) == "sum":
+                share = part = value
+            else:
+                ratio = fraction
+                if place in self._places:
+                    mass = ops.cast(_mass(loss, y_pred, sample_weight), whole.masses[place].dtype)
+                    ratio = ops.divide_no_nan(mass, whole.masses[place])
+                share = part = value * ops.cast(ratio, value.dtype)
+            parts.append(part)
+            return share
+
+        terms = []
+        total = self._for_each(share, y, y_pred, sample_weight)
+        if total is not None:
+            terms.append(total)
+        terms.extend(self._added(x, fraction))
+        if not terms:
+            raise ValueError(
+                "No loss to compute: got a model compiled without `loss` and without "
+                "added losses. Give `compile` a loss."
+            )
+        loss = terms[0]
+        for term in terms[1:]:
+            loss = loss + ops.cast(term, loss.dtype)
+        logged = loss
+        for term in unlogged:
+            logged = logged - ops.cast(term, loss.dtype)
+        return loss, logged, parts
+
+    def track(self, parts, rows):
+        """Update the metrics Keras keeps of each of several losses."""
+        for metric, part in zip(self._compile_loss.metrics if parts else (), parts, strict=False):
+            metric.update_state(part, sample_weight=rows)
+
+    def _added(self, x, fraction):
+        rows = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None).shape[0]
+        for loss in self._model.losses:
+            value = self._model._aggregate_additional_loss(loss)
+            per_sample = len(loss.shape) > 0 and loss.shape[0] in (None, rows)
+            yield value if per_sample else value * ops.cast(fraction, value.dtype)
+
+    def _for_each(self, function, y, y_pred, sample_weight):
+        """Call ``function(place, loss, y_true, y_pred, sample_weight)`` in place of each loss.
+
+        Keras matches losses, targets, outputs and weights; its copy here only has other losses.
+        Returns the weighted sum of what `function` returned, as Keras sums losses.
+        """
+        if self._is_own or self._compile_loss is None:
+            return None
+        matched = object.__new__(type(self._compile_loss))
+        matched.__dict__.update(self._compile_loss.__dict__)
+        matched._flat_losses = [
+            record._replace(loss=_Stand(function, place, record.loss))
+            for place, record in enumerate(self._compile_loss._flat_losses)
+        ]
+        matched._metrics = [None] * len(matched._flat_losses)
+        return matched(y, y_pred, sample_weight)
+
+
+class _Stand:
+    """Stands for a loss among Keras' losses."""
+
+    def __init__(self, function, place, loss):
+        self._function = function
+        self._place = place
+        self._loss = loss
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        value = self._function(self._place, self._loss, y_true, y_pred, sample_weight)
+        return ops.zeros((), self._loss.dtype) if value is None else value
+
+
+def _is_keras_call(loss):
+    return type(loss).__call__ is keras.losses.Loss.__call__
+
+
+def _mass(loss, y_pred, sample_weight):
+    """Return what `loss` divides by, up to a constant factor, or None if samples say it."""
+    if not _is_keras_call(loss):
+        return None
+    mask = get_keras_mask(y_pred)
+    if mask is not None:
+        mask = ops.cast(mask, loss.dtype)
+    if loss.reduction in _MEANS:
+        return None if mask is None else ops.sum(mask)
+    if loss.reduction != "mean_with_sample_weight" or (mask is None and sample_weight is None):
+        return None
+    if sample_weight is None:
+        return ops.sum(mask)
+    weight = ops.convert_to_tensor(sample_weight, loss.dtype)
+    if mask is not None:
+        if len(weight.shape) == len(mask.shape) + 1:
+            weight = ops.squeeze(weight, -1)
+        weight = weight * mask
+    return ops.sum(weight)
+
+
+def _returns_scalar(loss, y_true, y_pred):
+    def convert(values):
+        return keras.tree.map_structure(lambda v: ops.convert_to_tensor(v, loss.dtype), values)
+
+    return len(loss.call(convert(y_true), convert(y_pred)).shape) == 0

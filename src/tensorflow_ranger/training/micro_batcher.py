@@ -1,0 +1,223 @@
+"""The part of `microbatch` that stays with a model: it cuts, retries, measures and remembers."""
+
+import functools
+import logging
+import time
+
+import keras
+
+from tensorflow_ranger import backend
+from tensorflow_ranger.accumulation.fused import BatchBuffer, MomentumFold
+from tensorflow_ranger.backend import steps
+from tensorflow_ranger.batch_size.plan import Candidate, MicrobatchPlan
+from tensorflow_ranger.batch_size.search import Search
+from tensorflow_ranger.optimizers import arguments
+from tensorflow_ranger.training.passes import Passes
+
+_logger = logging.getLogger("tensorflow_ranger")
+
+GROW_AFTER = 100  # batches in a smaller size before a larger one is tried again
+
+
+class MicroBatcher:
+    """Gives a model a train function that runs each batch in micro-batches.
+
+    Args:
+        model: The Keras model.
+        size: Samples per micro-batch, or "auto".
+        limit: Bytes that training may need, or None.
+        loop: "device", "host" or None.
+        accumulator: "buffer", "fold" or None.
+        accumulator_dtype: Name of a dtype, or None.
+    """
+
+    def __init__(self, model, size, *, limit, loop, accumulator, accumulator_dtype):
+        self._model = model
+        self._loop = loop
+        self._limit = limit
+        self._accumulator = accumulator
+        self._dtype = arguments.accumulator_dtype(accumulator_dtype)
+        self._search: Search | None = None
+        self._asked = None if size == "auto" else int(size)
+        self._size: int = self._asked or 1
+        self._batches_until_growth: int | None = None
+        self._patience = GROW_AFTER
+        reason = "The size was given." if self._asked else "Nothing has been measured yet."
+        known = () if self._asked is None else (Candidate(self._asked),)
+        self._show(MicrobatchPlan(None, known, self._asked, reason))
+
+    def make_train_function(self, force=False):
+        """Set the model's `train_function`, in place of `keras.Model.make_train_function`."""
+        model = self._model
+        if model.train_function is not None and not force:
+            return
+        self._steps = {}
+        runs = {
+            "jax": lambda: model._make_function(self._run),
+            "tensorflow": lambda: self._run_from_iterator,
+            "torch": lambda: lambda data: self._run(None, data[0])[0],
+        }
+        _refuse_distribution(model)
+        model.train_function = runs[keras.config.backend()]()
+
+    def _run_from_iterator(self, iterator):
+        logs = None
+        for _ in range(self._model.steps_per_execution):
+            try:
+                data = next(iterator)
+            except StopIteration:
+                if logs is None:
+                    raise
+                break
+            logs, _ = self._run(None, data, _rows_known_to_graph(iterator, data, self._model))
+        return logs
+
+    def _run(self, state, data, rows="all"):
+        data = keras.utils.unpack_x_y_sample_weight(data)
+        samples = _samples(data)
+        step = self._step_for(data)
+        if self._asked is None and self._search is None:
+            self._begin_search(step, state, data, samples)
+        rows = samples if rows == "all" else rows
+        while True:
+            size = min(self._size, samples)
+            begun = self._begin_measuring(samples)
+            try:
+                logs, state = step.run(state, data, size, rows)
+            except Exception as error:
+                if not steps.is_out_of_memory(error):
+                    raise
+                self._fall_back(size, error)
+            else:
+                self._end_measuring(begun, size, logs)
+                return logs, state
+
+    def _step_for(self, data):
+        # Which leaves are there decides what a step computes.
+        key = tuple(leaf is None for leaf in keras.tree.flatten(data))
+        if key not in self._steps:
+            model = self._model
+            model._symbolic_build(data_batch=data)
+            compiled = None if model.run_eagerly else bool(model.jit_compile)
+            passes = Passes(model, self._make_accumulator())
+            loop = "host" if passes.has_own_metrics else steps.default_loop(compiled)
+            self._steps[key] = steps.Step(passes, self._loop or loop, compiled)
+        return self._steps[key]
+
+    def _make_accumulator(self):
+        optimizer, variables = self._model.optimizer, self._model.trainable_variables
+        obstacle = MomentumFold.obstacle(optimizer, variables, self._dtype)
+        if self._accumulator == "fold" and obstacle is not None:
+            raise ValueError(
+                f"accumulator='fold' is exact for SGD with momentum alone: {obstacle}. "
+                "Use accumulator=None."
+            )
+        if self._accumulator == "buffer" or obstacle is not None:
+            return BatchBuffer(optimizer, variables, self._dtype)
+        return MomentumFold(optimizer, variables)
+
+    def _fall_back(self, size, error):
+        if size == 1:
+            raise MemoryError(
+                f"One sample at a time does not fit the memory: {error}. "
+                "Use a smaller model, shorter samples, or a larger machine."
+            ) from error
+        _logger.warning(
+            "Out of memory with micro-batches of %d: the batch is run again with %d.",
+            size,
+            size // 2,
+        )
+        search = self._search
+        if search is not None and not search.done:
+            search.refuse(size)
+            self._take_from(search)
+            return
+        self._size = size // 2
+        if self._batches_until_growth is not None:
+            self._patience *= 2
+        self._batches_until_growth = self._patience
+        self._show(
+            MicrobatchPlan(
+                self.plan.batch,
+                (*(c for c in self.plan.candidates if c.size < size), Candidate(size, fits=False)),
+                self._size,
+                f"{size} samples at a time ran out of memory.",
+            )
+        )
+
+    def _grow(self):
+        if self._batches_until_growth is None:
+            return
+        self._batches_until_growth -= 1
+        if self._batches_until_growth == 0:
+            wanted = self._asked or (self._search and self._search.best) or self._size
+            self._size = min(2 * self._size, wanted)
+            self._batches_until_growth = None if self._size == wanted else self._patience
+
+    def _begin_search(self, step, state, data, samples):
+        backend.reset_peak_memory()
+        memory_of = None
+        if steps.KNOWS_MEMORY:
+            memory_of = functools.partial(step.memory, state, data)
+        self._search = Search(samples, self._limit, memory_of, backend.peak_memory() or 0)
+        self._batch = samples
+        self._take_from(self._search)
+
+    def _take_from(self, search):
+        if search.size is None:
+            raise MemoryError(
+                f"Not even one sample at a time fits memory_limit: {search.plan()}. Raise it."
+            )
+        self._size = search.size
+        self._show(search.plan())
+        if search.done:
+            _logger.info("%s", self.plan.reason)
+
+    def _begin_measuring(self, samples):
+        if self._search is None or self._search.done or samples != self._batch:
+            return None
+        backend.reset_peak_memory()
+        return time.perf_counter()
+
+    def _end_measuring(self, begun, size, logs):
+        search = self._search
+        if begun is None or search is None:
+            self._grow()
+            return
+        backend.wait(next(iter(keras.tree.flatten(logs))))
+        search.record(size, time.perf_counter() - begun, backend.peak_memory())
+        self._take_from(search)
+
+    def _show(self, plan):
+        self.plan = plan
+        self._model.microbatch_plan = plan
+
+
+def _samples(data):
+    leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
+    counts = {leaf.shape[0] if len(leaf.shape) else -1 for leaf in leaves}
+    if len(counts) > 1 or counts == {-1}:
+        raise ValueError(
+            "The arrays of a batch must have one leading axis, its samples: got shapes "
+            f"{[tuple(leaf.shape) for leaf in leaves]}."
+        )
+    return int(counts.pop())
+
+
+def _rows_known_to_graph(iterator, data, model):
+    # Keras weighs the losses of several outputs by the batch's size where its graph knows it, and
+    # each batch alike where it does not: its History is to be the same.
+    spec = getattr(iterator, "element_spec", None)
+    if spec is None or model.run_eagerly:
+        return "all"
+    return next(leaf for leaf in keras.tree.flatten(spec) if leaf is not None).shape[0]
+
+
+def _refuse_distribution(model):
+    strategy = getattr(model, "_distribute_strategy", None)
+    if strategy is not None or keras.distribution.distribution() is not None:
+        raise ValueError(
+            "microbatch trains on one device: got "
+            f"{strategy or keras.distribution.distribution()}. Use RangerOptimizer, or train "
+            "without a distribution."
+        )

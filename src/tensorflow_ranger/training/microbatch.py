@@ -1,0 +1,130 @@
+"""microbatch: the whole batch's weights with one micro-batch's memory, inside Keras' own fit."""
+
+import keras
+import numpy as np
+
+from tensorflow_ranger.batch_size.plan import parse_bytes
+from tensorflow_ranger.training.micro_batcher import MicroBatcher
+
+LOOPS = (None, "device", "host")
+ACCUMULATORS = (None, "buffer", "fold")
+
+
+def microbatch(
+    model,
+    size: int | str | None,
+    *,
+    memory_limit: int | str | None = None,
+    loop: str | None = None,
+    accumulator: str | None = None,
+    accumulator_dtype: str | None = None,
+):
+    """Train `model` on whole batches, a micro-batch of `size` samples at a time.
+
+    The batch is a choice about learning, the micro-batch a fact about the machine. After this call
+    ``model.fit(x, y, batch_size=4096)`` gives the weights of batches of 4096 in the memory of
+    micro-batches of `size`: the gradient is
+
+        G = (sum_k dS_k/dw) / (sum_k D_k),
+
+    with the summed losses ``S_k`` and masses ``D_k`` (samples, unmasked tokens, or the sum of the
+    sample weights: what the loss divides by) of the micro-batches, and the optimizer is called once
+    per batch. A remainder smaller than `size` is a micro-batch of its own. Metrics, callbacks,
+    `History`, validation and saving are Keras'. A saved model is a plain Keras model: call this
+    function again after loading it.
+
+    Exact but for layers that look at the batch or draw at random: `BatchNormalization` normalizes
+    each micro-batch by its own statistics, and its moving statistics move once per batch, by the
+    batch's; `Dropout` draws anew for each micro-batch. `verify` says what differs for a model.
+
+    Where memory runs out, the size is halved and the batch goes on; after a while a larger one is
+    tried again. On JAX and TensorFlow the batch begins again from an unchanged model.
+
+    Args:
+        model: A Keras model, compiled before `fit` as usual.
+        size: Samples per micro-batch: an integer >= 1; ``"auto"`` for the fastest that fits the
+            memory, found during the first batches; None to train on whole batches again.
+        memory_limit: For ``size="auto"``: bytes that training may need, as a number or as text
+            such as ``"4GB"``. On JAX this counts the compiled step's arguments, results and
+            temporaries; elsewhere what the device or, on a CPU, the process has in use.
+        loop: Where the loop over micro-batches runs: ``"device"``, inside one compiled step;
+            ``"host"``, in Python; None for what is faster.
+        accumulator: Where the sum is held: ``"buffer"``, one array per variable; ``"fold"``, in
+            the momentum of `keras.optimizers.SGD`; None for the fold where it is exact.
+        accumulator_dtype: Name of the floating dtype of the buffer. None takes float32, or float64
+            for float64 variables.
+
+    Returns:
+        `model`. Its attribute `microbatch_plan` is a `MicrobatchPlan` that tells the size in use.
+
+    Raises:
+        TypeError: `model` is not a Keras model.
+        ValueError: An argument is out of range; the model overrides `train_step`; the fold would
+            not be exact.
+        MemoryError: In `fit`: not even one sample fits.
+
+    Example:
+        >>> model.compile(optimizer="adam", loss="mse")
+        >>> ranger.microbatch(model, 32)
+        >>> model.fit(x, y, batch_size=4096)
+
+    References:
+        Ghost batch norm: Hoffer et al. 2017, "Train longer, generalize better", section 4.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"microbatch needs a keras.Model: got {type(model).__name__}. "
+            "For a loop of your own use accumulate_gradients."
+        )
+    if size is None:
+        _uninstall(model)
+        return model
+    _check(model, size, memory_limit, loop, accumulator)
+    batcher = MicroBatcher(
+        model,
+        size,
+        limit=None if memory_limit is None else parse_bytes(memory_limit),
+        loop=loop,
+        accumulator=accumulator,
+        accumulator_dtype=accumulator_dtype,
+    )
+    model.make_train_function = batcher.make_train_function
+    model.train_function = None
+    return model
+
+
+def _uninstall(model):
+    if "make_train_function" in vars(model):
+        del model.make_train_function
+        del model.microbatch_plan
+        model.train_function = None
+
+
+def _check(model, size, memory_limit, loop, accumulator):
+    is_count = isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 1
+    if size != "auto" and not is_count:
+        raise ValueError(
+            f"size must be an integer >= 1, 'auto' or None: got {size!r}. It is the number of "
+            "samples in one forward and backward pass."
+        )
+    if memory_limit is not None and size != "auto":
+        raise ValueError(
+            f"memory_limit is for size='auto': got memory_limit={memory_limit!r} and size={size}. "
+            "Leave one out."
+        )
+    if loop not in LOOPS:
+        raise ValueError(f"loop must be one of {LOOPS}: got {loop!r}. None takes the faster one.")
+    if loop == "device" and keras.config.backend() == "torch":
+        raise ValueError(
+            "loop='device' needs TensorFlow or JAX: PyTorch loops in Python. Use loop=None."
+        )
+    if accumulator not in ACCUMULATORS:
+        raise ValueError(
+            f"accumulator must be one of {ACCUMULATORS}: got {accumulator!r}. None takes the fold "
+            "where it is exact, and the buffer elsewhere."
+        )
+    if not type(model).train_step.__module__.startswith("keras."):
+        raise ValueError(
+            f"microbatch replaces train_step, and {type(model).__name__} overrides it. Use "
+            "RangerOptimizer, which keeps your train_step, or call accumulate_gradients in it."
+        )
