@@ -1,6 +1,7 @@
 """The part of `microbatch` that stays with a model: it cuts, retries, measures and remembers."""
 
 import functools
+import gc
 import logging
 import time
 
@@ -91,6 +92,7 @@ class MicroBatcher:
             else:
                 self._end_measuring(begun, size, logs)
                 return logs, state
+            gc.collect()  # frees what the failed pass held, once its error is gone
 
     def _step_for(self, data):
         # Which leaves are there decides what a step computes.
