@@ -55,7 +55,7 @@ class Row:
 
     def run(self, batches=BATCHES):
         """Train on `batches` times `BATCH` samples; return CPU seconds."""
-        start = time.process_time()
+        start, logs = time.process_time(), {}
         for _ in range(batches):
             for data in self.batches:
                 logs = self._step((*data, None))

@@ -16,4 +16,8 @@ def _is_command_line():
 # else gets the public names here, and with them their registration for Keras' saving.
 if not _is_command_line():
     from tensorflow_ranger.optimizers.ranger_optimizer import RangerOptimizer as RangerOptimizer
+    from tensorflow_ranger.training.accumulate_gradients import (
+        accumulate_gradients as accumulate_gradients,
+    )
     from tensorflow_ranger.training.microbatch import microbatch as microbatch
+    from tensorflow_ranger.training.verify import verify as verify

@@ -32,7 +32,12 @@ def parameters(function):
 
 
 def test_names_of_the_package():
-    assert names_of(tensorflow_ranger) == {"RangerOptimizer"}
+    assert names_of(tensorflow_ranger) == {
+        "RangerOptimizer",
+        "accumulate_gradients",
+        "microbatch",
+        "verify",
+    }
     assert tensorflow_ranger.__version__
 
 

@@ -1,12 +1,10 @@
 """Each micro-batch's share of its batch's loss, whatever the losses divide by."""
 
+import functools
 import warnings
 
 import keras
 from keras import ops
-
-# Keras exports no way to ask an output for its mask, and keeps it differently on each backend.
-from keras.src.backend import get_keras_mask  # noqa: TID251
 
 _MEANS = ("mean", "sum_over_batch_size")
 
@@ -61,7 +59,7 @@ class LossShares:
                 return
             if _mass(loss, y_pred, sample_weight) is not None:
                 self._places.append(place)
-                self.needs_masks |= get_keras_mask(y_pred) is not None
+                self.needs_masks |= _mask(y_pred) is not None
             if loss.reduction != "sum" and _returns_scalar(loss, y_true, y_pred):
                 self.not_means.append(loss.name)
 
@@ -193,11 +191,36 @@ def _is_keras_call(loss):
     return type(loss).__call__ is keras.losses.Loss.__call__
 
 
+class _MaskReader(keras.layers.Layer):
+    """Takes the mask that Keras hands from a tensor to the next layer."""
+
+    def __init__(self):
+        super().__init__(autocast=False)
+        self.supports_masking = True
+
+    def call(self, inputs, mask=None):
+        # Keras may wrap what a layer returns, and copies what a layer keeps.
+        _read.append(mask)
+        return inputs
+
+
+_read = []
+_mask_reader = functools.cache(_MaskReader)
+
+
+def _mask(y_pred):
+    """Return the mask that Keras keeps with an output, or None."""
+    if y_pred is None or keras.tree.is_nested(y_pred):
+        return None
+    _mask_reader()(y_pred)
+    return _read.pop()
+
+
 def _mass(loss, y_pred, sample_weight):
     """Return what `loss` divides by, up to a constant factor, or None if samples say it."""
     if not _is_keras_call(loss):
         return None
-    mask = get_keras_mask(y_pred)
+    mask = _mask(y_pred)
     if mask is not None:
         mask = ops.cast(mask, loss.dtype)
     if loss.reduction in _MEANS:

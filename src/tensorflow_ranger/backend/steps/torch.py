@@ -49,9 +49,7 @@ def _detached(tensor):
     if not isinstance(tensor, torch.Tensor) or not tensor.requires_grad:
         return tensor
     detached = tensor.detach()
-    mask = getattr(tensor, "_keras_mask", None)
-    if mask is not None:
-        detached._keras_mask = mask
+    vars(detached).update(vars(tensor))  # Keras hangs an output's mask on it
     return detached
 
 

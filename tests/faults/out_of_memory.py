@@ -1,0 +1,58 @@
+"""Trains one wide layer; run by `test_out_of_memory.py` in a process of its own.
+
+    python -m tests.faults.out_of_memory BYTES
+
+allows BYTES of address space more than the process has when training begins, or any amount for 0,
+and prints the sizes of the plan, the history and the weights as one line of JSON.
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import tensorflow_ranger as ranger
+
+BATCH = 32768
+WIDTH = 4096
+
+
+def trained(spare, optimizer):
+    """Return what `main` prints."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(WIDTH, activation="tanh"),
+            keras.layers.Dropout(0.0),
+            keras.layers.BatchNormalization(trainable=False),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile(optimizer, loss="mse", metrics=["mae"])
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(BATCH, 8)).astype("float32")
+    y = rng.normal(size=(BATCH, 1)).astype("float32")
+    ranger.microbatch(model, 64)
+    model.fit(x[:128], y[:128], batch_size=128, verbose=0)  # what a process needs to begin with
+    ranger.microbatch(model, BATCH)
+    if spare:
+        limit = address_space() + spare
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    history = model.fit(x, y, batch_size=BATCH, epochs=2, verbose=0, shuffle=False).history
+    weights = [weight.ravel()[:64].tolist() for weight in model.get_weights()]
+    return {"size": model.microbatch_plan.chosen, "history": history, "weights": weights}
+
+
+def address_space():
+    """Return the bytes of address space in use."""
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmSize:"))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps(trained(int(sys.argv[1]), keras.optimizers.get(sys.argv[2]))))

@@ -1,0 +1,32 @@
+"""Training goes on when memory really runs out, with the weights it would have had."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+# The whole batch takes more than twice as much. TensorFlow needs more to begin with.
+SPARE = 2**20 * (1600 if keras.config.backend() == "tensorflow" else 900)
+
+
+def train(spare, optimizer):
+    command = [sys.executable, "-m", "tests.faults.out_of_memory", str(spare), optimizer]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_limited_process_ends_with_the_weights_of_an_unlimited_one(optimizer):
+    limited, messages = train(SPARE, optimizer)
+    unlimited, silence = train(0, optimizer)
+    assert "Out of memory with micro-batches of 32768" in messages
+    assert "Out of memory" not in silence
+    assert limited["size"] < unlimited["size"] == 32768
+    for key, values in unlimited["history"].items():
+        np.testing.assert_allclose(limited["history"][key], values, rtol=1e-5)
+    for weight, expected in zip(limited["weights"], unlimited["weights"], strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-6)
