@@ -11,9 +11,12 @@ def float64():
     """Compute in float64, as far as the backend can."""
     floatx = keras.config.floatx()
     keras.config.set_floatx("float64")
+    # Keras keeps the policy that the process's first layer asked for.
+    keras.config.set_dtype_policy("float64")
     with _jax_float64() if keras.config.backend() == "jax" else contextlib.nullcontext():
         yield "float64"
     keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(floatx)
 
 
 @contextlib.contextmanager

@@ -108,6 +108,8 @@ class LossShares:
         parts, unlogged = [], []
 
         def share(place, loss, y_true, y_pred, sample_weight):
+            if place in self._places and sample_weight is not None:
+                sample_weight = ops.copy(sample_weight)  # Keras masks it in place on PyTorch
             value = loss(y_true, y_pred, sample_weight)
             if len(value.shape) > 0:
                 # Without a reduction Keras differentiates the sum, and reports the mean.

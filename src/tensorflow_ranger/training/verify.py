@@ -73,11 +73,12 @@ def verify(model, batch, size: int):
     small one. An element of a variable's gradient G, the sum of micro-batches' shares g_k, is
     compared relative to the variable's scale,
 
-        max |G - sum_k g_k| / max(s_v, min(1, 32 sqrt(eps)) max_v s_v),    s_v = max sum_k |g_k|,
+        max abs(G - sum_k g_k) / max(s_v, min(1, 32 sqrt(eps)) max_v s_v),  s_v = max sum_k abs(g_k),
 
     with eps the resolution of the coarsest floating dtype among the variables and what layers
     compute in, on PyTorch float32 at best. Rounding explains a difference up to sqrt(eps), half the
     digits: 3e-4 in float32, 1e-8 in float64, 3e-2 in float16, 9e-2 in bfloat16.
+    So coarse, bfloat16 may hide a `BatchNormalization`: verify such a model in float32.
     The sum of magnitudes is what rounding is relative to where gradients cancel. The second term is
     for gradients that are zero but for rounding, such as that of a bias before a normalization.
 

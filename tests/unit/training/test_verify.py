@@ -55,14 +55,14 @@ class Center(layers.Layer):
 
 
 class Largest(layers.Layer):
-    """Divides by the largest value it has seen in training."""
+    """Divides by the largest sum it has seen in training."""
 
     def build(self, shape):
         self.largest = self.add_weight(shape=(), initializer="zeros", trainable=False)
 
     def call(self, x, training=False):
         if training:
-            self.largest.assign(ops.maximum(self.largest, ops.max(ops.abs(x))))
+            self.largest.assign(ops.maximum(self.largest, ops.sum(ops.abs(x))))
         return x / (1 + self.largest)
 
 

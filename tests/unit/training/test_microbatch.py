@@ -1,0 +1,206 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import tensorflow_ranger as ranger
+
+SAMPLES, SIZE = 22, 5
+
+
+def data(samples=SAMPLES):
+    rng = np.random.default_rng(0)
+    x = rng.normal(loc=2.0, size=(samples, 6))
+    return x, (x @ rng.normal(size=(6, 1))) ** 2
+
+
+def dense_model(*extra, optimizer="sgd", **settings):
+    keras.utils.set_random_seed(0)
+    inputs = [keras.Input((6,)), layers.Dense(8, activation="relu")]
+    model = keras.Sequential([*inputs, *extra, layers.Dense(1)])
+    model.compile(optimizer, loss="mse", **settings)
+    return model
+
+
+def fit(model, **settings):
+    x, y = data()
+    settings = {"batch_size": 11, "epochs": 2, "shuffle": False, "verbose": 0, **settings}
+    return model.fit(x, y, **settings).history
+
+
+def assert_same_weights(actual, expected, tolerance=1e-6):
+    for weight, other in zip(actual.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, other, rtol=tolerance, atol=tolerance)
+
+
+def momentum():
+    return keras.optimizers.SGD(0.01, momentum=0.5)
+
+
+@pytest.mark.parametrize("accumulator", ["buffer", "fold"])
+def test_both_accumulators_give_the_whole_batch(float64, accumulator):
+    whole, parts = dense_model(optimizer=momentum()), dense_model(optimizer=momentum())
+    ranger.microbatch(parts, SIZE, accumulator=accumulator)
+    expected, history = fit(whole), fit(parts)
+    assert_same_weights(parts, whole)
+    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-6)
+    for slot, other in zip(parts.optimizer.variables, whole.optimizer.variables, strict=True):
+        np.testing.assert_allclose(slot, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"momentum": 0.0}, "no momentum"),
+        ({"momentum": 0.5, "nesterov": True}, "nesterov=True"),
+        ({"momentum": 0.5, "clipnorm": 1.0}, "clipnorm=1.0"),
+    ],
+)
+def test_a_fold_that_is_not_exact_is_refused(settings, reason):
+    model = dense_model(optimizer=keras.optimizers.SGD(0.1, **settings))
+    ranger.microbatch(model, SIZE, accumulator="fold")
+    with pytest.raises(ValueError, match=reason):
+        fit(model)
+
+
+def test_moving_statistics_move_once_per_batch_by_the_batch(float64):
+    # The first layer is the normalization: its statistics are those of the data.
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.BatchNormalization(momentum=0.75), layers.Dense(1)]
+    )
+    model.compile("sgd", loss="mse")
+    ranger.microbatch(model, SIZE)
+    fit(model, epochs=1)
+    x, _ = data()
+    mean, variance = np.zeros(6), np.ones(6)
+    for batch in (x[:11], x[11:]):
+        mean = 0.75 * mean + 0.25 * batch.mean(0)
+        variance = 0.75 * variance + 0.25 * batch.var(0)
+    np.testing.assert_allclose(model.layers[0].moving_mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(model.layers[0].moving_variance, variance, rtol=1e-6)
+
+
+def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(tmp_path):
+    through = ranger.microbatch(dense_model(layers.Dropout(0.5, seed=1), optimizer="adam"), SIZE)
+    fit(through, epochs=2)
+    stopped = ranger.microbatch(dense_model(layers.Dropout(0.5, seed=1), optimizer="adam"), SIZE)
+    fit(stopped, epochs=1)
+    stopped.save(tmp_path / "model.keras")
+    resumed = ranger.microbatch(keras.saving.load_model(tmp_path / "model.keras"), SIZE)
+    # A .keras file has no seeds: whoever resumes a run keeps them beside it.
+    for seed, kept in zip(
+        resumed.non_trainable_variables, stopped.non_trainable_variables, strict=True
+    ):
+        seed.assign(kept)
+    fit(resumed, epochs=2, initial_epoch=1)
+    for weight, other in zip(resumed.get_weights(), through.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, other)
+
+
+def test_micro_batches_draw_different_numbers():
+    class Record(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.seed = keras.random.SeedGenerator(0)
+
+        def call(self, inputs):
+            return inputs + keras.random.normal(keras.ops.shape(inputs), seed=self.seed)
+
+    models = [dense_model(Record()) for _ in range(2)]
+    before = np.array(models[0].layers[1].seed.state)
+    ranger.microbatch(models[0], SIZE)
+    fit(models[0], epochs=1)
+    advanced = np.array(models[0].layers[1].seed.state) - before
+    assert advanced.tolist() == [0, 6]  # three micro-batches in each of two batches
+
+
+def test_none_undoes_it():
+    model = ranger.microbatch(dense_model(), SIZE)
+    fit(model)
+    ranger.microbatch(model, None)
+    assert not hasattr(model, "microbatch_plan")
+    plain = dense_model()
+    fit(plain)
+    fit(plain)
+    fit(model)
+    assert_same_weights(model, plain, 1e-5)
+
+
+def test_auto_finds_a_size_and_trains_like_the_whole_batch(float64):
+    whole, parts = dense_model(), dense_model()
+    ranger.microbatch(parts, "auto")
+    fit(whole, epochs=15)
+    fit(parts, epochs=15)
+    assert_same_weights(parts, whole)
+    plan = parts.microbatch_plan
+    assert plan.chosen in {1, 2, 4, 8, 11}
+    assert "fastest per sample" in plan.reason
+    assert plan.batch == 11
+
+
+def test_frozen_layers_and_models_without_weights():
+    model = dense_model()
+    model.layers[0].trainable = False
+    model.compile("sgd", loss="mse")
+    kernel = np.array(model.layers[0].kernel)
+    fit(ranger.microbatch(model, SIZE))
+    np.testing.assert_array_equal(model.layers[0].kernel, kernel)
+
+
+def test_a_loss_without_reduction_to_samples_is_told_once():
+    def total(y_true, y_pred):
+        return keras.ops.sum((y_true - y_pred) ** 2)
+
+    model = dense_model()
+    model.compile("sgd", loss=total)
+    with pytest.warns(UserWarning, match="total returns one number for all samples"):
+        fit(ranger.microbatch(model, SIZE))
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, True, "large"])
+def test_sizes_that_are_none(size):
+    with pytest.raises(ValueError, match=r"size must be an integer >= 1.*got"):
+        ranger.microbatch(dense_model(), size)
+
+
+def test_other_arguments_are_checked():
+    with pytest.raises(TypeError, match=r"needs a keras\.Model: got int"):
+        ranger.microbatch(3, 4)
+    with pytest.raises(ValueError, match="memory_limit is for size='auto'"):
+        ranger.microbatch(dense_model(), 4, memory_limit="1GB")
+    with pytest.raises(ValueError, match="loop must be one of"):
+        ranger.microbatch(dense_model(), 4, loop="cloud")
+    with pytest.raises(ValueError, match="accumulator must be one of"):
+        ranger.microbatch(dense_model(), 4, accumulator="heap")
+
+
+def test_a_model_with_its_own_train_step_is_refused():
+    class Own(keras.Model):
+        def train_step(self, data):
+            raise NotImplementedError
+
+    with pytest.raises(ValueError, match=r"Own overrides it. Use RangerOptimizer"):
+        ranger.microbatch(Own(), 4)
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="only XLA on JAX tells what it needs")
+@pytest.mark.parametrize("loop", ["host", "device"])
+def test_memory_does_not_depend_on_the_batch_and_the_fold_needs_next_to_none(loop):
+    keras.utils.set_random_seed(0)
+    hidden = [layers.Dense(1024, activation="relu") for _ in range(6)]
+    model = keras.Sequential([keras.Input((1024,)), *hidden])
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.5), loss="mse")
+    ranger.microbatch(model, 32, loop=loop)
+
+    def temporaries(batch):
+        x = np.zeros((batch, 1024), "float32")
+        model._symbolic_build(data_batch=(x[:32], x[:32]))
+        model.make_train_function()
+        step = model.make_train_function.__self__._step_for((x, x, None))
+        state = model._get_jax_state(True, True, True, True)
+        return step.temporaries(state, (x, x, None), 32)
+
+    small = temporaries(512)
+    assert temporaries(65536) <= 1.02 * small
+    assert small <= 0.3 * 4 * model.count_params()
