@@ -13,7 +13,7 @@ from benchmarks.fused import BATCHES, Row
 from benchmarks.problems import BATCH
 
 mpl.use("svg")
-from matplotlib import pyplot as plt  # noqa: E402 (the backend comes first)
+from matplotlib import pyplot as plt
 
 ROUNDS = 7
 

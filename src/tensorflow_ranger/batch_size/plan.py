@@ -72,7 +72,7 @@ def parse_bytes(value):
         unit = text[len(digits) :].strip() or "B"
         try:
             number = int(float(digits) * _UNITS[unit])
-        except (KeyError, ValueError):
+        except (KeyError, OverflowError, ValueError):
             number = None
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise ValueError(

@@ -3,6 +3,7 @@
 import typer
 
 from tensorflow_ranger.cli.info import info
+from tensorflow_ranger.cli.plan import plan
 from tensorflow_ranger.cli.train import train
 
 app = typer.Typer(
@@ -12,6 +13,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train)
+app.command()(plan)
 app.command()(info)
 
 

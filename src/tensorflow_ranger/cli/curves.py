@@ -8,10 +8,10 @@ TRAINING = "#1f5fa8"
 HELD_OUT = "#d1601f"
 
 
-def draw(history, updates, samples, batch_size, title):
-    """Return a figure of loss and accuracy against micro-batches.
+def draw(history, updates, samples, batch_size, title, point="micro-batch"):
+    """Return a figure of loss and accuracy against micro-batches, or whole batches.
 
-    A pale dot is one micro-batch; the line joins the means of the windows, one point at each
+    A pale dot is one of them; the line joins the means of the windows, one point at each
     update, which a tick under the curves marks as well. Circles are the held-out images.
 
     Args:
@@ -20,6 +20,7 @@ def draw(history, updates, samples, batch_size, title):
         samples: Training samples in an epoch.
         batch_size: Samples of a micro-batch.
         title: String.
+        point: What the history has a row for: "micro-batch" or "batch".
     """
     from matplotlib.figure import Figure  # drawn without a window, whatever the machine has
 
@@ -35,11 +36,11 @@ def draw(history, updates, samples, batch_size, title):
         running = np.array([row[name] for row in micro_batches])
         values = single_values(running, per_epoch, samples, batch_size)
         held_out = [row[f"val_{name}"] for row in epochs]
-        _draw_panel(panel, values, closing, ends, held_out)
+        _draw_panel(panel, values, closing, ends, held_out, point)
         panel.set_ylabel(name)
     panels[0].set_title(title, loc="left", color=INK)
     panels[0].legend(loc="upper right", frameon=False)
-    panels[1].set_xlabel("micro-batches (vertical lines: epochs)")
+    panels[1].set_xlabel(f"{point}es (vertical lines: epochs)")
     return figure
 
 
@@ -75,11 +76,9 @@ def window_means(values, closing):
     )
 
 
-def _draw_panel(panel, values, closing, ends, held_out):
+def _draw_panel(panel, values, closing, ends, held_out, point):
     position = np.arange(1, len(values) + 1)
-    panel.plot(
-        position, values, ".", color=MICRO_BATCH, markersize=3, label="micro-batch (training)"
-    )
+    panel.plot(position, values, ".", color=MICRO_BATCH, markersize=3, label=f"{point} (training)")
     if closing.size:
         means = window_means(values, closing)
         panel.plot(

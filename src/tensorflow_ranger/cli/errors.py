@@ -1,5 +1,7 @@
 """How a command ends when it cannot do what it was asked."""
 
+STOPPED = 130  # what shells expect of a program that Ctrl-C ended
+
 
 class CommandError(Exception):
     """Ends the command with one line on stderr, which says what to do.

@@ -68,7 +68,8 @@ class RunDirectory:
         """Return what the checkpoint says of its run.
 
         Returns:
-            ``(settings, record)``: the `Settings`, and the arguments of its `UpdateHistory`.
+            ``(settings, record, choice)``: the `Settings`, the arguments of its `UpdateHistory`,
+            and the micro-batch that was chosen, as `write_checkpoint` took it.
 
         Raises:
             UsageError: There is no checkpoint.
@@ -80,7 +81,7 @@ class RunDirectory:
                 if broken is not None:
                     raise zipfile.BadZipFile(f"{broken} does not match its checksum")
                 state = json.loads(archive.read(STATE))
-            return Settings(**state["settings"]), state["record"]
+            return Settings(**state["settings"]), state["record"], state.get("microbatch_plan")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(
                 f"nothing to resume: {self.checkpoint} does not exist. "
@@ -102,13 +103,14 @@ class RunDirectory:
         except UNREADABLE as error:
             raise self._unreadable(error) from error
 
-    def write_checkpoint(self, model, settings, history):
+    def write_checkpoint(self, model, settings, history, choice):
         """Put the run's state into the place of the last checkpoint, all or nothing.
 
         Args:
             model: The compiled model.
             settings: `Settings`.
             history: `UpdateHistory`.
+            choice: Dict with the micro-batch "chosen" and the "reason", or None.
 
         Raises:
             CommandError: The file cannot be written.
@@ -116,6 +118,7 @@ class RunDirectory:
         state = {
             "settings": dataclasses.asdict(settings),
             "record": {"epochs": history.epochs, "micro_batches": history.micro_batches},
+            "microbatch_plan": choice,
         }
 
         def write(path):
@@ -133,13 +136,18 @@ class RunDirectory:
         """
         _replace(self.model, model.save)
 
-    def write_settings(self, settings):
-        """Write the settings as JSON.
+    def write_settings(self, settings, choice):
+        """Write the settings as JSON, with the micro-batch that was chosen.
+
+        Args:
+            settings: `Settings`.
+            choice: As in `write_checkpoint`.
 
         Raises:
             CommandError: The file cannot be written.
         """
-        text = json.dumps(dataclasses.asdict(settings), indent=2) + "\n"
+        plan = {} if choice is None else {"microbatch_plan": choice}
+        text = json.dumps(dataclasses.asdict(settings) | plan, indent=2) + "\n"
         _replace(self.settings, lambda path: path.write_text(text, encoding="utf-8"))
 
     def write_history(self, epochs):

@@ -3,8 +3,10 @@
 import dataclasses
 
 from tensorflow_ranger.cli.errors import UsageError
+from tensorflow_ranger.cli.options import AUTO
 
 SGD_LEARNING_RATE = 0.05
+MAY_DIFFER = ("epochs", "memory_limit")  # between a run and its resumption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,11 +16,15 @@ class Settings:
     Args:
         optimizer: Keras identifier of the inner optimizer.
         accumulation_steps: Micro-batches per window.
-        batch_size: Samples per micro-batch.
+        batch_size: Samples per micro-batch; with `microbatch`, samples per update.
         epochs: Epochs to train, counted from the beginning.
         learning_rate: None keeps the inner optimizer's own, but for SGD's, which is ours.
         backend: Name of the Keras backend. None until Keras has chosen.
         seed: Of the initial weights and the order of the data.
+        microbatch: Samples per micro-batch of a whole batch, or "auto". None makes each batch a
+            micro-batch.
+        memory_limit: Bytes that training may need, or None. It decides nothing but the size that
+            "auto" finds.
     """
 
     optimizer: str = "sgd"
@@ -28,6 +34,8 @@ class Settings:
     learning_rate: float | None = None
     backend: str | None = None
     seed: int = 0
+    microbatch: int | str | None = None
+    memory_limit: int | None = None
 
     @classmethod
     def names(cls):
@@ -40,11 +48,23 @@ class Settings:
 
         Args:
             given: Dict with the options that were given, by setting.
+
+        Raises:
+            UsageError: Options contradict each other.
         """
         settings = cls(**given)
+        if settings.microbatch is not None:
+            accumulation_steps = given.get("accumulation_steps", 1)
+            if accumulation_steps != 1:
+                raise UsageError(
+                    "--accumulation-steps must be 1 beside --microbatch, which makes one update of "
+                    f"each batch: got {accumulation_steps}. Leave it out, and give the images of "
+                    "an update by --batch-size"
+                )
+            settings = dataclasses.replace(settings, accumulation_steps=1)
         if settings.learning_rate is None and settings.optimizer.lower() == "sgd":
             settings = dataclasses.replace(settings, learning_rate=SGD_LEARNING_RATE)
-        return settings
+        return settings._checked()
 
     def resume(self, given, epochs_done):
         """Return the settings with which a stopped run goes on.
@@ -54,13 +74,15 @@ class Settings:
             epochs_done: Epochs the run has trained.
 
         Raises:
-            UsageError: An option contradicts the run, or asks for fewer epochs than it has.
+            UsageError: An option contradicts the run, or asks for fewer epochs than it has, or
+                limits the memory of a size that was given.
         """
         for name, value in given.items():
             stored = getattr(self, name)
-            if name != "epochs" and value != stored:
+            if name not in MAY_DIFFER and value != stored:
                 option = "--" + name.replace("_", "-")
-                held = "the optimizer's own" if stored is None else stored
+                unset = "the optimizer's own" if name == "learning_rate" else "none"
+                held = unset if stored is None else stored
                 raise UsageError(
                     f"{option} contradicts the run to resume: got {value}, the run has {held}. "
                     f"Leave {option} out, or begin a new run with another --output"
@@ -71,8 +93,32 @@ class Settings:
                 f"--epochs must be at least {epochs_done}, which the run has trained already: "
                 f"got {epochs}. Leave --epochs out, or give more to train on"
             )
-        return dataclasses.replace(self, epochs=epochs)
+        memory_limit = given.get("memory_limit", self.memory_limit)
+        return dataclasses.replace(self, epochs=epochs, memory_limit=memory_limit)._checked()
 
     def on(self, backend):
         """Return the settings with the backend that Keras runs on."""
         return dataclasses.replace(self, backend=backend)
+
+    @property
+    def batch_in_words(self):
+        """What makes one update."""
+        if self.microbatch is None:
+            return f"{self.accumulation_steps} micro-batches of {self.batch_size}"
+        size = "the fastest size" if self.microbatch == AUTO else self.microbatch
+        return f"{self.batch_size} images in micro-batches of {size}"
+
+    def _checked(self):
+        if self.memory_limit is not None and self.microbatch != AUTO:
+            got = (
+                "no --microbatch" if self.microbatch is None else f"--microbatch {self.microbatch}"
+            )
+            raise UsageError(
+                f"--memory-limit is for --microbatch auto: got {got}. Leave one out, or give auto"
+            )
+        if isinstance(self.microbatch, int) and self.microbatch > self.batch_size:
+            raise UsageError(
+                f"--microbatch must be <= --batch-size, which is {self.batch_size}: "
+                f"got {self.microbatch}. Give the images of an update by --batch-size"
+            )
+        return self

@@ -1,52 +1,19 @@
 """``tensorflow-ranger train``."""
 
 import importlib.util
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tensorflow_ranger.cli import curves
-from tensorflow_ranger.cli.errors import CommandError, UsageError
-from tensorflow_ranger.cli.frameworks import BACKENDS, import_keras, silent_stderr
+from tensorflow_ranger.cli import curves, options
+from tensorflow_ranger.cli.errors import STOPPED, CommandError, UsageError
+from tensorflow_ranger.cli.frameworks import import_keras, silent_stderr
 from tensorflow_ranger.cli.run_directory import RunDirectory
 from tensorflow_ranger.cli.settings import SGD_LEARNING_RATE, Settings
 from tensorflow_ranger.cli.tasks import digits
 
 MAXIMUM_SEED = 2**32 - 1
-STOPPED = 130  # what shells expect of a program that Ctrl-C ended
-
-
-def _integer(option, minimum, maximum=None):
-    wanted = f"an integer >= {minimum}" + (f" and <= {maximum}" if maximum else "")
-
-    def parse(value):
-        try:
-            number = int(value)
-        except ValueError:
-            number = None
-        if number is None or number < minimum or (maximum and number > maximum):
-            raise UsageError(f"{option} must be {wanted}: got {value}")
-        return number
-
-    return parse
-
-
-def _learning_rate(value):
-    try:
-        rate = float(value)
-    except ValueError:
-        rate = math.nan
-    if not (math.isfinite(rate) and rate > 0):
-        raise UsageError(f"--learning-rate must be a finite number > 0: got {value}")
-    return rate
-
-
-def _backend(value):
-    if value not in BACKENDS:
-        raise UsageError(f"--backend must be one of {', '.join(BACKENDS)}: got {value}")
-    return value
 
 
 def train(
@@ -62,21 +29,34 @@ def train(
         typer.Option(
             help="Micro-batches per update.",
             metavar="K",
-            parser=_integer("--accumulation-steps", 1),
+            parser=options.integer("--accumulation-steps", 1),
         ),
     ] = Settings.accumulation_steps,
     batch_size: Annotated[
         int,
         typer.Option(
-            help="Images per micro-batch.", metavar="N", parser=_integer("--batch-size", 1)
+            help="Images per micro-batch; with --microbatch, images per update.",
+            metavar="N",
+            parser=options.integer("--batch-size", 1),
         ),
     ] = Settings.batch_size,
+    microbatch: Annotated[
+        str | None,
+        typer.Option(
+            help="Train on whole batches, SIZE images at a time; auto finds the fastest SIZE that "
+            "fits, and repeats a run up to rounding.",
+            metavar="SIZE",
+            parser=options.integer("--microbatch", 1, or_else=options.AUTO),
+            show_default="each batch is a micro-batch",
+        ),
+    ] = None,
+    memory_limit: options.MemoryLimit = Settings.memory_limit,
     epochs: Annotated[
         int,
         typer.Option(
             help="Passes over the images, counted from the beginning.",
             metavar="N",
-            parser=_integer("--epochs", 1),
+            parser=options.integer("--epochs", 1),
         ),
     ] = Settings.epochs,
     learning_rate: Annotated[
@@ -84,25 +64,17 @@ def train(
         typer.Option(
             help="Learning rate of the inner optimizer.",
             metavar="RATE",
-            parser=_learning_rate,
+            parser=options.learning_rate,
             show_default=f"{SGD_LEARNING_RATE} for sgd, else the optimizer's own",
         ),
     ] = Settings.learning_rate,
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Keras backend: {', '.join(BACKENDS)}.",
-            metavar="NAME",
-            parser=_backend,
-            show_default="KERAS_BACKEND, else tensorflow",
-        ),
-    ] = Settings.backend,
+    backend: options.Backend = Settings.backend,
     seed: Annotated[
         int,
         typer.Option(
             help="Seed of the initial weights and of the order of the images.",
             metavar="N",
-            parser=_integer("--seed", 0, MAXIMUM_SEED),
+            parser=options.integer("--seed", 0, MAXIMUM_SEED),
         ),
     ] = Settings.seed,
     output: Annotated[Path, typer.Option(help="Directory for the results.", metavar="DIR")] = Path(
@@ -113,13 +85,14 @@ def train(
         typer.Option(
             "--resume",
             help="Go on with the run in DIR exactly where it stopped, with its settings. "
-            "Only --epochs may differ, to train on.",
+            "Only --epochs may differ, to train on, and --memory-limit.",
         ),
     ] = False,
 ):
     """Train the founding CNN on 5,000 real handwritten digits.
 
-    The gradients of K micro-batches make one update. DIR gets the trained model (model.keras),
+    The gradients of K micro-batches make one update, or, with --microbatch, those of one batch,
+    which then need not fit the memory as a whole. DIR gets the trained model (model.keras),
     the history (history.csv), a picture of loss and accuracy with the updates marked
     (curves.png), the settings (settings.json), and a checkpoint to resume from.
     """
@@ -132,17 +105,15 @@ def train(
     _require_packages()
     directory = RunDirectory(output)
     if resume:
-        stored, history = directory.read()
-        settings = stored.resume(given, epochs_done=len(history["epochs"]))
+        stored, record, choice = directory.read()
+        settings = stored.resume(given, epochs_done=len(record["epochs"]))
     else:
+        settings, record, choice = Settings.new(given), {}, None
         directory.prepare()
-        settings, history = Settings.new(given), {}
-    _run(directory, settings.on(import_keras(settings.backend)), history)
+    _run(directory, settings.on(import_keras(settings.backend)), record, choice)
 
 
-def _run(directory, settings, record):
-    import keras
-
+def _run(directory, settings, record, choice):
     from tensorflow_ranger.training.shuffled_batches import ShuffledBatches
     from tensorflow_ranger.training.update_history import UpdateHistory
 
@@ -151,20 +122,37 @@ def _run(directory, settings, record):
     # Saving and loading make Keras import TensorFlow, where it is installed, on any backend.
     with silent_stderr():
         model = directory.load_model() if record else _compiled_model(settings)
-        directory.write_checkpoint(model, settings, history)
-    directory.write_settings(settings)
+        directory.write_checkpoint(model, settings, history, choice)
+    directory.write_settings(settings, choice)
     directory.write_history(history.epochs)
-    batches = ShuffledBatches(x, y, settings.batch_size, settings.seed)
-
-    def keep(epoch, logs):
-        directory.write_checkpoint(model, settings, history)
-        directory.write_history(history.epochs)
-
+    if settings.microbatch is not None:
+        _use_micro_batches(model, settings)
     print(
         f"{f'Resuming after epoch {len(history.epochs)}' if record else 'Training'}: "
-        f"{settings.optimizer} on {settings.backend}, "
-        f"{settings.accumulation_steps} micro-batches of {settings.batch_size} make one update"
+        f"{settings.optimizer} on {settings.backend}, {settings.batch_in_words} make one update"
     )
+    batches = ShuffledBatches(x, y, settings.batch_size, settings.seed)
+    _fit(model, batches, held_out, directory, settings, history, choice)
+    directory.write_model(model)
+    choice = _choice(model, choice)
+    directory.write_settings(settings, choice)
+    _draw(directory, model, settings, history, len(x))
+    if choice is not None:
+        print(f"Micro-batches of {choice['chosen']}. {choice['reason']}")
+    accuracy = model.evaluate(*held_out, verbose=0, return_dict=True)["accuracy"]
+    print(
+        f"Held-out accuracy {accuracy:.1%}. Model, history, curves and settings are in "
+        f"{directory.path}: {', '.join(file.name for file in directory.results)}"
+    )
+
+
+def _fit(model, batches, held_out, directory, settings, history, choice):
+    import keras
+
+    def keep(epoch, logs):
+        directory.write_checkpoint(model, settings, history, _choice(model, choice))
+        directory.write_history(history.epochs)
+
     try:
         model.fit(
             batches,
@@ -181,16 +169,35 @@ def _run(directory, settings, record):
     except KeyboardInterrupt:
         print(f"\nStopped. Go on by: tensorflow-ranger train --resume --output {directory.path}")
         raise typer.Exit(STOPPED) from None
-    directory.write_model(model)
+    except MemoryError as error:
+        raise CommandError(str(error)) from error
+
+
+def _use_micro_batches(model, settings):
+    from tensorflow_ranger.training.microbatch import microbatch
+
+    microbatch(model, settings.microbatch, memory_limit=settings.memory_limit)
+
+
+def _choice(model, last):
+    """Return what is recorded of the micro-batch in use, or `last` before there is one."""
+    plan = getattr(model, "microbatch_plan", None)
+    if plan is None or plan.chosen is None:
+        return last
+    return {"chosen": plan.chosen, "reason": plan.reason}
+
+
+def _draw(directory, model, settings, history, samples):
+    import keras
+
     updates = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
-    directory.write_curves(
-        curves.draw(history, updates, len(x), settings.batch_size, _title(settings))
+    title = (
+        f"Handwritten digits: {settings.optimizer}, {settings.batch_in_words} per update "
+        f"({settings.backend}, seed {settings.seed})"
     )
-    accuracy = model.evaluate(*held_out, verbose=0, return_dict=True)["accuracy"]
-    print(
-        f"Held-out accuracy {accuracy:.1%}. Model, history, curves and settings are in "
-        f"{directory.path}: {', '.join(file.name for file in directory.results)}"
-    )
+    point = "micro-batch" if settings.microbatch is None else "batch"
+    figure = curves.draw(history, updates, samples, settings.batch_size, title, point)
+    directory.write_curves(figure)
 
 
 def _compiled_model(settings):
@@ -208,6 +215,8 @@ def _compiled_model(settings):
             "--optimizer must name a Keras optimizer, such as sgd, adam or adamw: "
             f"got {settings.optimizer!r}"
         ) from error
+    if settings.microbatch is not None:
+        optimizer = optimizer.inner_optimizer  # the step holds the window, and updates at its end
     model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     optimizer.build(model.trainable_variables)
     return model
@@ -220,10 +229,3 @@ def _require_packages():
             "the curves need matplotlib, which is not installed. "
             'Run: pip install "tensorflow-ranger[examples]"'
         )
-
-
-def _title(settings):
-    return (
-        f"Handwritten digits: {settings.optimizer}, {settings.accumulation_steps} micro-batches "
-        f"of {settings.batch_size} per update ({settings.backend}, seed {settings.seed})"
-    )

@@ -10,7 +10,7 @@ import keras
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.fused import BatchBuffer, MomentumFold
 from tensorflow_ranger.backend import steps
-from tensorflow_ranger.batch_size.plan import Candidate, MicrobatchPlan
+from tensorflow_ranger.batch_size.plan import Candidate, MicrobatchPlan, format_bytes
 from tensorflow_ranger.batch_size.search import Search
 from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.training.passes import Passes
@@ -167,8 +167,11 @@ class MicroBatcher:
 
     def _take_from(self, search):
         if search.size is None:
+            smallest = search.plan().candidates[0]
+            needed = "more" if smallest.memory is None else format_bytes(smallest.memory)
             raise MemoryError(
-                f"Not even one sample at a time fits memory_limit: {search.plan()}. Raise it."
+                f"memory_limit must hold one sample at a time: got {format_bytes(self._limit)}, "
+                f"and {smallest.size} need {needed}. Raise it, or use a smaller model."
             )
         self._size = search.size
         self._show(search.plan())

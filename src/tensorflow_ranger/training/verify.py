@@ -73,7 +73,8 @@ def verify(model, batch, size: int):
     small one. An element of a variable's gradient G, the sum of micro-batches' shares g_k, is
     compared relative to the variable's scale,
 
-        max abs(G - sum_k g_k) / max(s_v, min(1, 32 sqrt(eps)) max_v s_v),  s_v = max sum_k abs(g_k),
+        max abs(G - sum_k g_k) / max(s_v, min(1, 32 sqrt(eps)) max_v s_v),
+        s_v = max sum_k abs(g_k),
 
     with eps the resolution of the coarsest floating dtype among the variables and what layers
     compute in, on PyTorch float32 at best. Rounding explains a difference up to sqrt(eps), half the

@@ -23,7 +23,7 @@ def test_bytes_are_read(value, expected):
     assert parse_bytes(value) == expected
 
 
-@pytest.mark.parametrize("value", [0, -1, True, 1.5, "", "GB", "4 XB", "four", "-1GB", None])
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "", "GB", "4 XB", "four", "-1GB", "inf", None])
 def test_other_limits_are_refused(value):
     with pytest.raises(ValueError, match=r"memory_limit must be .*'4GB'"):
         parse_bytes(value)

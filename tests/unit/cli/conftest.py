@@ -18,6 +18,14 @@ def finished(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="session")
+def micro_batched(tmp_path_factory):
+    """Return the directory of a run of two epochs with `MICROBATCH`. Only read it."""
+    directory = tmp_path_factory.mktemp("micro_batched") / "run"
+    assert runs.train(directory, *runs.MICROBATCH, "--epochs", "2") == 0
+    return directory
+
+
 @pytest.fixture
 def stopped(tmp_path, finished):
     """Return a directory that holds a run of three epochs, free to be changed."""

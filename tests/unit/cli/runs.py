@@ -13,6 +13,7 @@ from tensorflow_ranger.cli.main import main
 from tensorflow_ranger.cli.tasks import digits
 
 MICRO_BATCHES = 7  # in an epoch of 224 images by 32, so windows of 4 span the epochs
+MICROBATCH = ("--batch-size", "112", "--microbatch", "32")  # two batches of 3 * 32 + 16
 _load = functools.cache(digits.load)
 
 
@@ -24,10 +25,16 @@ def few_digits():
 
 def train(directory, *options):
     """Run ``train --output directory`` on few digits; return the exit code."""
-    # The command sets the backend for its process, which here is that of all tests.
+    with mock.patch.object(digits, "load", few_digits):
+        return run("train", "--output", str(directory), *options)
+
+
+def run(*arguments):
+    """Run the command line on this process' backend; return the exit code."""
+    # A command sets the backend for its process, which here is that of all tests.
     environment = {"KERAS_BACKEND": keras.config.backend()}
-    with mock.patch.object(digits, "load", few_digits), mock.patch.dict(os.environ, environment):
-        return main(["train", "--output", str(directory), *options])
+    with mock.patch.dict(os.environ, environment):
+        return main(list(arguments))
 
 
 def process(*arguments, before="", after="", **environment):

@@ -27,14 +27,23 @@ def options(command):
 
 
 def test_names_of_commands_and_options():
-    assert set(commands()) == {"train", "info"}
+    assert set(commands()) == {"train", "plan", "info"}
     assert options(commands()["info"]) == {}
+    assert options(commands()["plan"]) == {
+        "path": None,
+        "--batch-size": None,
+        "--memory-limit": None,
+        "--length": None,
+        "--backend": None,
+    }
     defaults = options(commands()["train"])
     assert str(defaults.pop("--output")) == "runs/digits"
     assert defaults == {
         "--optimizer": "sgd",
         "--accumulation-steps": 4,
         "--batch-size": 32,
+        "--microbatch": None,
+        "--memory-limit": None,
         "--epochs": 8,
         "--learning-rate": None,
         "--backend": None,
@@ -64,8 +73,8 @@ def test_help_lists_the_commands(arguments, capsys):
     assert main(arguments) == 0
     output = capsys.readouterr().out
     assert "Usage: tensorflow-ranger [OPTIONS] COMMAND" in output
-    assert "train" in output
-    assert "info" in output
+    for command in commands():
+        assert command in output
 
 
 def test_help_names_every_option_and_its_default(capsys):
@@ -104,6 +113,37 @@ def test_help_does_not_wait_for_keras():
         (["train", "--learning-rate", "fast"], "got fast"),
         (["train", "--backend", "numpy"], "--backend must be one of tensorflow, jax, torch"),
         (["train", "--backend", "theano"], "got theano"),
+        (["train", "--microbatch", "0"], "--microbatch must be an integer >= 1, or auto: got 0"),
+        (["train", "--microbatch", "Auto"], "or auto: got Auto"),
+        (
+            ["train", "--microbatch", "64"],
+            "--microbatch must be <= --batch-size, which is 32: got 64",
+        ),
+        (
+            ["train", "--microbatch", "8", "--accumulation-steps", "4"],
+            "--accumulation-steps must be 1 beside --microbatch, which makes one update of each "
+            "batch: got 4. Leave it out",
+        ),
+        (
+            ["train", "--memory-limit", "4GB"],
+            "--memory-limit is for --microbatch auto: got no --microbatch",
+        ),
+        (["train", "--memory-limit", "4GB", "--microbatch", "8"], "auto: got --microbatch 8"),
+        (["train", "--memory-limit", "lots"], "--memory-limit must be bytes >= 1"),
+        (["train", "--memory-limit", "inf"], "such as 4GB or 512MiB: got inf"),
+        (["plan", "--batch-size", "8"], "Missing argument"),
+        (["plan", "model.keras"], "Missing option '--batch-size'"),
+        (["plan", "model.keras", "--batch-size", "8"], "model.keras must be a Keras model file"),
+        (["plan", ".", "--batch-size", "8"], ". must be a Keras model file: got none"),
+        (["plan", "model.keras", "--batch-size", "0"], "--batch-size must be an integer >= 1"),
+        (
+            ["plan", "model.keras", "--batch-size", "8", "--memory-limit", "0"],
+            "--memory-limit must be bytes >= 1, such as 4GB or 512MiB: got 0",
+        ),
+        (
+            ["plan", "model.keras", "--batch-size", "8", "--length", "0"],
+            "--length must be an integer >= 1: got 0",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):

@@ -22,14 +22,14 @@ def test_means_of_windows():
     np.testing.assert_allclose(means, [2.0, 35 / 3])
 
 
-def drawn(updates) -> Any:
+def drawn(updates, *point) -> Any:
     """Return what each panel shows, by label, for seven micro-batches and `updates` after each."""
     micro_batches = [
         {"loss": 2.0 - index / 10, "accuracy": index / 10, "updates": count}
         for index, count in enumerate(updates[:-1], start=1)
     ]
     history = UpdateHistory([{"val_loss": 1.0, "val_accuracy": 0.75}], micro_batches)
-    figure = curves.draw(history, updates[-1], samples=200, batch_size=32, title="title")
+    figure = curves.draw(history, updates[-1], 200, 32, "title", *point)
     assert figure.axes[0].get_title(loc="left") == "title"
     return [{line.get_label(): line.get_xydata() for line in panel.lines} for panel in figure.axes]
 
@@ -46,3 +46,9 @@ def test_a_run_without_updates_is_drawn_all_the_same():
     for panel in drawn([0] * 8):
         assert not any("update" in label for label in panel)
         assert "micro-batch (training)" in panel
+
+
+def test_points_that_are_whole_batches_are_called_so():
+    for panel in drawn([1, 2, 3, 4, 5, 6, 7, 7], "batch"):
+        assert len(panel["batch (training)"]) == 7
+        assert "update (7)" in panel

@@ -97,6 +97,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
         ("--learning-rate", "0.1", "0.05"),
         ("--backend", None, None),
         ("--seed", "1", "0"),
+        ("--microbatch", "16", "none"),
     ],
 )
 def test_an_option_that_contradicts_the_run_is_named(option, value, held, stopped, capsys):

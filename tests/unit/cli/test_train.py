@@ -35,6 +35,8 @@ def test_a_run_leaves_its_results(finished):
         "learning_rate": 0.05,
         "backend": keras.config.backend(),
         "seed": 0,
+        "microbatch": None,
+        "memory_limit": None,
     }
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -71,7 +73,8 @@ def test_options_reach_the_run(tmp_path, capsys):
     directory = tmp_path / "new" / "run"
     assert runs.train(directory, *arguments) == 0
     captured = capsys.readouterr()
-    assert json.loads((directory / "settings.json").read_text()) == options
+    settings = json.loads((directory / "settings.json").read_text())
+    assert settings == {**options, "microbatch": None, "memory_limit": None}
     model = keras.saving.load_model(directory / "model.keras")
     optimizer = model.optimizer
     assert isinstance(optimizer, RangerOptimizer)
