@@ -36,7 +36,7 @@ OURS, AUTO, KERAS, WHOLE, FLOOR = (
 class Row:
     """A model that trains by its own train function."""
 
-    def __init__(self, problem, batch, size=None, jit_compile="auto", **optimizer):
+    def __init__(self, problem, batch, size=None, *, jit_compile, **optimizer):
         keras.utils.set_random_seed(0)
         self.model, x, y = PROBLEMS[problem]()
         self.model.compile(
@@ -97,10 +97,12 @@ def cut(x, y, size):
 def measure(problem, rounds, jit_compile):
     """Return the rows with their CPU seconds."""
     rows = {
-        OURS: Row(problem, BATCH, SIZE, jit_compile),
-        AUTO: Row(problem, BATCH, "auto", jit_compile),
-        KERAS: Row(problem, SIZE, None, jit_compile, gradient_accumulation_steps=BATCH // SIZE),
-        WHOLE: Row(problem, BATCH, None, jit_compile),
+        OURS: Row(problem, BATCH, SIZE, jit_compile=jit_compile),
+        AUTO: Row(problem, BATCH, "auto", jit_compile=jit_compile),
+        KERAS: Row(
+            problem, SIZE, jit_compile=jit_compile, gradient_accumulation_steps=BATCH // SIZE
+        ),
+        WHOLE: Row(problem, BATCH, jit_compile=jit_compile),
         FLOOR: Floor(problem, jit_compile),
     }
     rows[AUTO].run(SEARCH)

@@ -1,6 +1,6 @@
 """Trains one wide layer; run by `test_out_of_memory.py` in a process of its own.
 
-    python -m tests.faults.out_of_memory BYTES
+    python -m tests.faults.out_of_memory BYTES buffer|fold
 
 allows BYTES of address space more than the process has when training begins, or any amount for 0,
 and prints the sizes of the plan, the history and the weights as one line of JSON.
@@ -18,6 +18,12 @@ import tensorflow_ranger as ranger
 
 BATCH = 32768
 WIDTH = 4096
+
+# By where the sum is held. Adam would turn a rounding of a gradient near zero into a whole step.
+OPTIMIZERS = {
+    "buffer": lambda: keras.optimizers.SGD(0.01),
+    "fold": lambda: keras.optimizers.SGD(0.01, momentum=0.5),
+}
 
 
 def trained(spare, optimizer):
@@ -55,4 +61,4 @@ def address_space():
 
 
 if __name__ == "__main__":
-    print(json.dumps(trained(int(sys.argv[1]), keras.optimizers.get(sys.argv[2]))))
+    print(json.dumps(trained(int(sys.argv[1]), OPTIMIZERS[sys.argv[2]]())))
