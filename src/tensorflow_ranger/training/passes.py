@@ -214,8 +214,8 @@ class Passes:
                 means.append(new)
         for place, (mean, _) in enumerate(self._normalizations.values()):
             old, new = carry["averages"][mean], values[mean]
-            is_first = ops.cast(carry["samples"] > 0, old.dtype)
-            weight = is_first * ops.cast(samples, old.dtype)
+            has_mean = ops.cast(carry["samples"] > 0, old.dtype)
+            weight = has_mean * ops.cast(samples, old.dtype)
             spreads[place] = spreads[place] + weight * (new - old) * (new - means[mean])
         return means, spreads
 

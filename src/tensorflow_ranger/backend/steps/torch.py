@@ -62,14 +62,13 @@ class Step:
     Args:
         passes: The functions of the batch.
         loop: "host".
-        compiled: Whether the forward pass goes through `torch.compile`.
+        compiled: Unused: the passes run eagerly.
     """
 
     def __init__(self, passes, loop, compiled):
         self._passes = passes
         self._prepared = False
         self._batch = None
-        self._add = passes.add
 
     def run(self, state, data, size, rows):
         """Train on the batch `data`, `size` samples at a time.
@@ -89,7 +88,7 @@ class Step:
             self._prepared = True
         if self._batch is None or self._batch.data is not data:
             self._batch = _Batch(self._passes, data, size)
-        logs = self._batch.run(size, self._add)
+        logs = self._batch.run(size)
         with torch.no_grad():
             logs = self._passes.finish(self._batch.totals, self._batch.carry, rows) | logs
         self._batch = None
@@ -115,7 +114,7 @@ class _Batch:
                 masses = [sum(values) for values in zip(*measured, strict=True)]
             self._whole = passes.whole(passes.count(data), masses, factor, scale)
 
-    def run(self, size, add):
+    def run(self, size):
         """Add the micro-batches that are left; return the last one's logs."""
         logs = {}
         with self._hooks():
@@ -123,7 +122,9 @@ class _Batch:
                 ends = [end for end in self._ends if end > self._start]
                 self._end = min([self._start + size, count(self.data), *ends])
                 micro_batch = cut(self.data, self._start, self._end - self._start)
-                _, self.carry, logs = add(self.totals, self.carry, micro_batch, self._whole)
+                _, self.carry, logs = self._passes.add(
+                    self.totals, self.carry, micro_batch, self._whole
+                )
                 self._start = self._end
         return logs
 
