@@ -3,7 +3,8 @@
     python -m tests.faults.out_of_memory BYTES buffer|fold
 
 allows BYTES of address space more than the process has when training begins, or any amount for 0,
-and prints the sizes of the plan, the history and the weights as one line of JSON.
+and prints the size in use, the bytes of address space that training took, the history and the
+weights as one line of JSON.
 """
 
 import json
@@ -45,18 +46,24 @@ def trained(spare, optimizer):
     ranger.microbatch(model, 64)
     model.fit(x[:128], y[:128], batch_size=128, verbose=0)  # what a process needs to begin with
     ranger.microbatch(model, BATCH)
+    begun = address_space("VmSize")
     if spare:
-        limit = address_space() + spare
+        limit = begun + spare
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     history = model.fit(x, y, batch_size=BATCH, epochs=2, verbose=0, shuffle=False).history
     weights = [weight.ravel()[:64].tolist() for weight in model.get_weights()]
-    return {"size": model.microbatch_plan.chosen, "history": history, "weights": weights}
+    return {
+        "size": model.microbatch_plan.chosen,
+        "bytes": address_space("VmPeak") - begun,
+        "history": history,
+        "weights": weights,
+    }
 
 
-def address_space():
-    """Return the bytes of address space in use."""
+def address_space(name):
+    """Return the bytes of address space in use (VmSize), or the most there were (VmPeak)."""
     status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmSize:"))
+    line = next(line for line in status.splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 
 

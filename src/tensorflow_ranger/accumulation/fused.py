@@ -57,7 +57,7 @@ class BatchBuffer:
             None if total is None else ops.cast(total, dtype)
             for total, dtype in zip(totals, self._dtypes, strict=True)
         ]
-        self._optimizer.apply(gradients, self._variables)
+        backend.apply(self._optimizer, gradients, self._variables)
 
 
 class MomentumFold:

@@ -20,6 +20,7 @@ _active = importlib.import_module(f"{__name__}.{keras.config.backend()}")
 
 add_scaled = _active.add_scaled
 all_finite = _active.all_finite
+apply = _active.apply
 devices = _active.devices
 divide = _active.divide
 has_value = _active.has_value

@@ -93,6 +93,17 @@ def run_if(predicate, function, variables):
         variable.assign(value)
 
 
+def apply(optimizer, gradients, variables):
+    """Call `optimizer.apply` as Keras' own train step does, and assign what it returns."""
+    # `LossScaleOptimizer.apply` assigns within a `lax.cond`, which JAX's traces don't allow.
+    slots = optimizer.variables
+    values, state = optimizer.stateless_apply(
+        [slot.value for slot in slots], gradients, [variable.value for variable in variables]
+    )
+    for variable, value in zip([*variables, *slots], [*values, *state], strict=True):
+        variable.assign(value)
+
+
 def plus(total, gradient, factor):
     """Return ``total + factor * gradient``, where a `factor` of None is 1."""
     gradient = jnp.asarray(gradient, total.dtype)

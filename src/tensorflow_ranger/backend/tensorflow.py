@@ -109,6 +109,11 @@ def _ended(function):
     return (tf.constant(False),)
 
 
+def apply(optimizer, gradients, variables):
+    """Call `optimizer.apply`."""
+    optimizer.apply(gradients, variables)
+
+
 def plus(total, gradient, factor):
     """Return ``total + factor * gradient``, where a `factor` of None is 1.
 

@@ -81,6 +81,11 @@ def run_if(predicate, function, variables):
 
 
 @torch.no_grad()
+def apply(optimizer, gradients, variables):
+    """Call `optimizer.apply`."""
+    optimizer.apply(gradients, variables)
+
+
 def plus(total, gradient, factor):
     """Add ``factor * gradient`` to `total` and return it, where a `factor` of None is 1."""
     return total.add_(gradient.to(total.dtype), alpha=1.0 if factor is None else float(factor))

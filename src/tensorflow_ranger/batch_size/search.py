@@ -16,8 +16,9 @@ class Search:
 
     Sizes are the powers of two below the batch, and the whole batch. The search begins with the
     largest that fits and goes down; where memory is limited and only known after a run, it begins
-    small and goes up while the next size is expected to fit. It ends when sizes get slower. Every
-    run is a training batch: nothing is run for the search alone.
+    small and goes up while the next size is expected to fit, then down if none of them was faster
+    than the first. It ends when sizes get slower. Every run is a training batch: nothing is run
+    for the search alone.
 
     Args:
         batch: Samples of the batch.
@@ -35,9 +36,11 @@ class Search:
         self._memory = {}
         self._refused = set()
         powers = [2**power for power in range((batch - 1).bit_length())]
-        sizes = [*powers, batch]
-        self._grows = limit is not None and memory_of is None
-        self._order = [s for s in sizes if s >= min(START, batch)] if self._grows else sizes[::-1]
+        downwards = [batch, *powers[::-1]]
+        self._upwards = []
+        if limit is not None and memory_of is None:
+            self._upwards = [size for size in downwards if size >= min(START, batch)][::-1]
+        self._order = [*self._upwards, *(s for s in downwards if s not in self._upwards)]
         self._place = -1
         self._advance()
 
@@ -54,7 +57,7 @@ class Search:
     @property
     def best(self):
         """The fastest size that fits, or None if none was timed."""
-        timed = {size: statistics.median(times) for size, times in self._timed().items()}
+        timed = self._timed()
         return min(timed, key=lambda size: timed[size]) if timed else None
 
     def record(self, size, seconds, memory=None):
@@ -72,12 +75,7 @@ class Search:
         """Learn that `size` does not fit."""
         self._refused.add(size)
         self._times.pop(size, None)
-        if self._grows and self.best is None:
-            self._order = [2**power for power in range((size - 1).bit_length())][::-1]
-            self._grows, self._place = False, 0
-        elif self._grows:
-            self._place = len(self._order)
-        elif not self.done and self._order[self._place] == size:
+        if not self.done and not self._may_run(self.size):
             self._advance()
 
     def plan(self):
@@ -88,7 +86,7 @@ class Search:
             Candidate(
                 size,
                 self._memory.get(size),
-                statistics.median(timed[size]) if size in timed else None,
+                timed.get(size),
                 size not in self._refused,
             )
             for size in known
@@ -107,27 +105,39 @@ class Search:
         )
 
     def _timed(self):
+        """Return the median seconds per sample of the sizes timed, in the order of their runs."""
         return {
-            size: times[WARM_UP:]
+            size: statistics.median(times[WARM_UP:])
             for size, times in self._times.items()
             if len(times) == WARM_UP + TIMED
         }
 
+    @property
+    def _goes_up(self):
+        return self._place < len(self._upwards)
+
     def _advance(self):
         self._place += 1
-        while not self.done and not self._may_run(self._order[self._place]):
+        if self._gets_slower():
+            self._place = len(self._upwards) if self._goes_up else len(self._order)
+        while not self.done and not self._may_run(self.size):
             self._place += 1
-        timed = {size: statistics.median(times) for size, times in self._timed().items()}
-        best = self.best
-        last = [timed[size] for size in list(timed)[-GIVE_UP_AFTER:]]
-        slower = best is not None and all(time > GIVE_UP * timed[best] for time in last)
-        if slower and len(last) == GIVE_UP_AFTER:
+        if not self._goes_up and self.best in self._upwards[1:]:
             self._place = len(self._order)
 
+    def _gets_slower(self):
+        timed = self._timed()
+        last = list(timed)[-GIVE_UP_AFTER:]
+        return len(last) == GIVE_UP_AFTER and all(
+            timed[size] > GIVE_UP * timed[self.best] for size in last
+        )
+
     def _may_run(self, size):
+        if any(size >= refused for refused in self._refused):
+            return False
         if self._memory_of is not None:
             self._memory[size] = self._memory_of(size)
-        elif self._grows and self._memory:
+        elif self._goes_up and self._memory:
             return self._expected(size) <= self._limit
         if self._is_over_limit(size):
             self._refused.add(size)

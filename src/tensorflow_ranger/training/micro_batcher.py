@@ -102,6 +102,11 @@ class MicroBatcher:
             model._symbolic_build(data_batch=data)
             compiled = None if model.run_eagerly else bool(model.jit_compile)
             passes = Passes(model, self._make_accumulator())
+            if passes.has_own_metrics and self._loop == "device":
+                raise ValueError(
+                    f"loop='device' cannot return what {type(model).__name__}.compute_metrics "
+                    "makes of a micro-batch. Use loop=None."
+                )
             loop = "host" if passes.has_own_metrics else steps.default_loop(compiled)
             self._steps[key] = steps.Step(passes, self._loop or loop, compiled)
         return self._steps[key]

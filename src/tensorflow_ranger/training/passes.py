@@ -123,7 +123,8 @@ class Passes:
             whole: `Whole` of the batch.
 
         Returns:
-            Tuple ``(totals, carry, logs)``; logs is what a model's own `compute_metrics` returned.
+            Tuple ``(totals, carry, logs)``; logs is what a model's own `compute_metrics` returned,
+            which is called for each micro-batch.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         samples = self.count(x)
@@ -141,7 +142,15 @@ class Passes:
             share, self, totals, whole.factor
         )
         with self._scope(None, carry | {"metrics": metrics}) as scope:
-            logs = self._update_metrics(x, y, y_pred, sample_weight)
+            logs = {}
+            if self.has_own_metrics:
+                fraction = samples / whole.samples
+                self._track(
+                    logged / fraction, [part / fraction for part in parts], samples, samples
+                )
+                logs = self.model.compute_metrics(x, y, y_pred, sample_weight)
+            elif self.model._compile_metrics is not None:
+                self.model._compile_metrics.update_state(y, y_pred, sample_weight)
             metrics = [scope.get_current_value(v) for v in self.metrics]
         seeds, averages = values[: len(self.seeds)], values[len(self.seeds) :]
         averages, spreads = self._mean_state(carry, averages, samples)
@@ -157,7 +166,7 @@ class Passes:
         return totals, carry, logs
 
     def finish(self, totals, carry, rows):
-        """Update the model and its metrics with the batch; return the logs.
+        """Update the model and its metrics with the batch; return the logs, if `add` does not.
 
         Args:
             totals: The accumulator's totals after the last micro-batch.
@@ -169,27 +178,24 @@ class Passes:
                 variable.assign(value)
         for variable, value in zip(self._averaged, self._final_state(carry), strict=True):
             variable.assign(value)
-        self.model._loss_tracker.update_state(carry["loss"], sample_weight=carry["samples"])
-        self.shares.track(carry["parts"], rows)
+        if not self.has_own_metrics:
+            self._track(carry["loss"], carry["parts"], carry["samples"], rows)
         if self.weights:
             self.accumulator.close(
                 [t if has else None for t, has in zip(totals, self.has_gradient, strict=True)]
             )
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
-        return self.model.get_metrics_result()
+        return {} if self.has_own_metrics else self.model.get_metrics_result()
 
     def _call(self, x):
         if self.model._call_has_training_arg:
             return self.model(x, training=True)
         return self.model(x)
 
-    def _update_metrics(self, x, y, y_pred, sample_weight):
-        if self.has_own_metrics:
-            return self.model.compute_metrics(x, y, y_pred, sample_weight)
-        if self.model._compile_metrics is not None:
-            self.model._compile_metrics.update_state(y, y_pred, sample_weight)
-        return {}
+    def _track(self, loss, parts, samples, rows):
+        self.model._loss_tracker.update_state(loss, sample_weight=samples)
+        self.shares.track(parts, rows)
 
     def _scope(self, weights=None, carry=None):
         mapping = steps.current_values([*self.weights, *self.model.non_trainable_variables])

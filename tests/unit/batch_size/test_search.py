@@ -75,7 +75,7 @@ def test_sizes_that_fail_are_not_taken():
 def test_unknown_memory_grows_no_further_than_expected_to_fit():
     search = Search(512, 100 * UNITS, base=10 * UNITS)
     sizes = run(search, valley(512), 512, memory=lambda size: (10 + size / 2) * UNITS)
-    assert sizes == [32, 64, 128]
+    assert sizes == [32, 64, 128]  # and nothing below, for the largest was the fastest
     assert search.best == 128
 
 
@@ -83,3 +83,16 @@ def test_unknown_memory_shrinks_if_the_first_size_is_too_large():
     search = Search(512, 20 * UNITS)
     run(search, valley(512), 512, memory=lambda size: size * UNITS)
     assert search.best == 16
+
+
+def test_unknown_memory_looks_below_the_first_size_if_nothing_larger_is_faster():
+    search = Search(512, 10**12)
+    sizes = run(search, valley(8), 512, memory=lambda size: size * UNITS)
+    assert sizes == [32, 64, 128, 16, 8, 4, 2]
+    assert search.best == 8
+
+
+def test_sizes_above_one_that_failed_are_not_tried():
+    search = Search(64)
+    search.refuse(10)  # a shorter batch, at once
+    assert search.size == 8
