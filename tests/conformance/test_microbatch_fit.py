@@ -1,5 +1,7 @@
 """What `fit` offers works in micro-batches, and gives what whole batches give."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -145,10 +147,11 @@ def test_callbacks_see_every_batch_once():
 def test_class_and_sample_weights():
     rng = np.random.default_rng(0)
     x, y = data()[0], rng.integers(0, 2, 48)
-    for weights in (
+    settings: list[dict[str, Any]] = [
         {"class_weight": {0: 0.25, 1: 3.0}},
         {"sample_weight": rng.uniform(0, 2, 48) * (np.arange(48) > 5)},
-    ):
+    ]
+    for weights in settings:
         model, expected = (
             network(sgd(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
             for _ in range(2)
@@ -227,7 +230,7 @@ class Own(keras.Model):
         return self.dense(inputs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        return keras.ops.mean(keras.ops.square(y - y_pred))
+        return keras.ops.mean(keras.ops.square(keras.ops.subtract(y, y_pred)))
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         logs = super().compute_metrics(x, y, y_pred, sample_weight)
@@ -319,4 +322,28 @@ def test_compiling_again_keeps_the_micro_batches():
         each.compile(keras.optimizers.Adam(0.05), "mae", jit_compile=BACKEND == "jax")
         fit(each, x, y, batch_size=BATCH)
     assert model.microbatch_plan.chosen == SIZE
+    assert_same_weights(model, expected)
+
+
+def test_an_activity_regularizer_counts_every_call_of_a_layer():
+    # Of a layer that is called twice, Keras' own step on JAX counts the last call alone.
+    class Penalty(layers.Layer):
+        def call(self, inputs):
+            self.add_loss(6 * 0.05 * keras.ops.mean(keras.ops.square(inputs)))
+            return inputs
+
+    def shared(regularizer, penalty):
+        keras.utils.set_random_seed(1)
+        dense = layers.Dense(6, activity_regularizer=regularizer)
+        inputs = keras.Input((6,))
+        hidden = penalty(dense(inputs))
+        model = keras.Model(inputs, layers.Dense(2)(penalty(dense(hidden))))
+        model.compile(sgd(), "mse", jit_compile=BACKEND == "jax")
+        return model
+
+    x, y = data(BATCH)
+    model = microbatch(shared(keras.regularizers.L2(0.05), lambda outputs: outputs), SIZE)
+    expected = shared(None, lambda outputs: Penalty()(outputs))
+    fit(model, x, y, batch_size=BATCH, epochs=3)
+    fit(expected, x, y, batch_size=BATCH, epochs=3)
     assert_same_weights(model, expected)

@@ -1,5 +1,7 @@
 """JAX: pure functions of the variables' values, conditions as loops of no or one trip."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -91,6 +93,16 @@ def run_if(predicate, function, variables):
     _, values = jax.lax.while_loop(lambda carry: carry[0], body, carry)
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
+
+
+def kept(model):
+    """Return a context that leaves as it was what Keras' variables don't hold: there is nothing."""
+    return contextlib.nullcontext()
+
+
+def random_state():
+    """Return no bytes: layers draw from Keras' seeds alone."""
+    return b""
 
 
 def apply(optimizer, gradients, variables):

@@ -1,5 +1,7 @@
 """TensorFlow: resource variables updated in place, conditions as loops of no or one trip."""
 
+import contextlib
+
 import tensorflow as tf
 
 from tensorflow_ranger.backend import process
@@ -107,6 +109,16 @@ def run_if(predicate, function, variables):
 def _ended(function):
     function()
     return (tf.constant(False),)
+
+
+def kept(model):
+    """Return a context that leaves as it was what Keras' variables don't hold: there is nothing."""
+    return contextlib.nullcontext()
+
+
+def random_state():
+    """Return no bytes: layers draw from Keras' seeds alone."""
+    return b""
 
 
 def apply(optimizer, gradients, variables):

@@ -1,5 +1,7 @@
 """PyTorch: tensors updated in place and many at a time, conditions in Python."""
 
+import contextlib
+
 import torch
 
 from tensorflow_ranger.backend import process
@@ -81,6 +83,26 @@ def run_if(predicate, function, variables):
 
 
 @torch.no_grad()
+@contextlib.contextmanager
+def kept(model):
+    """Leave PyTorch's generators and the gradients of the model's parameters as they were."""
+    parameters = list(model.parameters())
+    gradients = [parameter.grad for parameter in parameters]
+    devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+
+
+def random_state():
+    """Return the state of the generators that layers without a seed draw from, as bytes."""
+    states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return b"".join(state.numpy().tobytes() for state in (torch.get_rng_state(), *states))
+
+
 def apply(optimizer, gradients, variables):
     """Call `optimizer.apply`."""
     optimizer.apply(gradients, variables)

@@ -9,17 +9,14 @@ import numpy as np
 REDUCTIONS = ("mean", "sum")
 
 
-def accumulation_steps(value):
+def count(name, value, advice):
     """Return `value` as an int >= 1.
 
     Raises:
         ValueError: `value` is anything else.
     """
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(
-            f"accumulation_steps must be an integer >= 1: got {value!r}. "
-            "Use 1 to update after every micro-batch."
-        )
+        raise ValueError(f"{name} must be an integer >= 1: got {value!r}. {advice}")
     return int(value)
 
 

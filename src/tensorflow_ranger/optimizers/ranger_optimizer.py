@@ -86,7 +86,7 @@ class RangerOptimizer(OptimizerWrapper):
         self.skip_nonfinite = skip_nonfinite
         self.accumulator_dtype = arguments.accumulator_dtype(accumulator_dtype)
         self._accumulation_steps = self._add_state("accumulation_steps", (), "int")
-        self._accumulation_steps.assign(arguments.accumulation_steps(accumulation_steps))
+        self._accumulation_steps.assign(_checked_steps(accumulation_steps))
         self._reported_skips = 0
 
     @property
@@ -100,7 +100,7 @@ class RangerOptimizer(OptimizerWrapper):
 
     @accumulation_steps.setter
     def accumulation_steps(self, value):
-        self._accumulation_steps.assign(arguments.accumulation_steps(value))
+        self._accumulation_steps.assign(_checked_steps(value))
 
     @property
     def pending_micro_batches(self):
@@ -369,3 +369,7 @@ def _count(variable):
             "In a callback on JAX, go through self.model.optimizer, which fetches it."
         )
     return int(ops.convert_to_numpy(variable.value))
+
+
+def _checked_steps(value):
+    return arguments.count("accumulation_steps", value, "Use 1 to update after every micro-batch.")

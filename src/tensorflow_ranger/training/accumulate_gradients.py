@@ -6,6 +6,7 @@ from typing import SupportsIndex
 import keras
 
 from tensorflow_ranger.backend import gradients
+from tensorflow_ranger.optimizers import arguments
 
 
 def accumulate_gradients(loss_fn, variables, batch, size: SupportsIndex):
@@ -86,22 +87,15 @@ def accumulate_gradients(loss_fn, variables, batch, size: SupportsIndex):
         >>> value, _ = accumulate_gradients(loss_fn, model.parameters(), (x, y), size=32)
         >>> optimizer.step()
     """
-    size = _checked_size(size)
+    size = arguments.count(
+        "size", size, "It is the number of samples of a micro-batch: the most that fit into memory."
+    )
     samples = _checked_samples(gradients.leaves(batch))
 
     def loss_and_mass(*arguments):
         return _checked_loss(loss_fn(*arguments))
 
     return gradients.accumulate(loss_and_mass, variables, batch, samples, size)
-
-
-def _checked_size(value):
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(
-            f"size must be an integer >= 1: got {value!r}. "
-            "It is the number of samples of a micro-batch: the most that fit into memory."
-        )
-    return int(value)
 
 
 def _checked_samples(arrays):

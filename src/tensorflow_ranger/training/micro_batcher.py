@@ -17,6 +17,12 @@ from tensorflow_ranger.training.passes import Passes
 
 _logger = logging.getLogger("tensorflow_ranger")
 
+_JAX_STATE = (
+    "trainable_variables",
+    "non_trainable_variables",
+    "optimizer_variables",
+    "metrics_variables",
+)
 GROW_AFTER = 100  # batches in a smaller size before a larger one is tried again
 
 
@@ -42,7 +48,7 @@ class MicroBatcher:
         self._asked = None if size == "auto" else int(size)
         self._size: int = self._asked or 1
         self._batches_until_growth: int | None = None
-        self._patience = GROW_AFTER
+        self._has_grown, self._patience = False, GROW_AFTER
         reason = "The size was given." if self._asked else "Nothing has been measured yet."
         known = () if self._asked is None else (Candidate(self._asked),)
         self._show(MicrobatchPlan(None, known, self._asked, reason))
@@ -74,6 +80,16 @@ class MicroBatcher:
         return logs
 
     def _run(self, state, data, rows="all"):
+        try:
+            return self._run_batch(state, data, rows)
+        except BaseException:
+            if state is not None:
+                # `fit` on JAX takes the values out of the variables. If it ends here, it must find
+                # them where it looks for them: the weights would be lost otherwise.
+                self._model._jax_state = dict(zip(_JAX_STATE, state, strict=True))
+            raise
+
+    def _run_batch(self, state, data, rows):
         data = keras.utils.unpack_x_y_sample_weight(data)
         samples = _samples(data)
         step = self._step_for(data)
@@ -139,17 +155,11 @@ class MicroBatcher:
             search.refuse(size)
             self._take_from(search)
             return
-        self._size = size // 2
-        if self._batches_until_growth is not None:
-            self._patience *= 2
+        if self._has_grown:
+            self._has_grown, self._patience = False, 2 * self._patience
         self._batches_until_growth = self._patience
-        self._show(
-            MicrobatchPlan(
-                self.plan.batch,
-                (*(c for c in self.plan.candidates if c.size < size), Candidate(size, fits=False)),
-                self._size,
-                f"{size} samples at a time ran out of memory.",
-            )
+        self._resize(
+            size // 2, f"{size} samples at a time ran out of memory.", Candidate(size, fits=False)
         )
 
     def _grow(self):
@@ -158,8 +168,16 @@ class MicroBatcher:
         self._batches_until_growth -= 1
         if self._batches_until_growth == 0:
             wanted = self._asked or (self._search and self._search.best) or self._size
-            self._size = min(2 * self._size, wanted)
-            self._batches_until_growth = None if self._size == wanted else self._patience
+            self._has_grown = True
+            self._batches_until_growth = self._patience if 2 * self._size < wanted else None
+            size = min(2 * self._size, wanted)
+            self._resize(size, f"{size} samples at a time are tried again.", Candidate(size))
+
+    def _resize(self, size, reason, learned):
+        self._size = size
+        known = {candidate.size: candidate for candidate in (*self.plan.candidates, learned)}
+        candidates = tuple(known[size] for size in sorted(known))
+        self._show(MicrobatchPlan(self.plan.batch, candidates, size, reason))
 
     def _begin_search(self, step, state, data, samples):
         backend.reset_peak_memory()

@@ -1,9 +1,9 @@
 """microbatch: the whole batch's weights with one micro-batch's memory, inside Keras' own fit."""
 
 import keras
-import numpy as np
 
 from tensorflow_ranger.batch_size.plan import parse_bytes
+from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.training.micro_batcher import MicroBatcher
 
 LOOPS = (None, "device", "host")
@@ -101,11 +101,12 @@ def _uninstall(model):
 
 
 def _check(model, size, memory_limit, loop, accumulator):
-    is_count = isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 1
-    if size != "auto" and not is_count:
-        raise ValueError(
-            f"size must be an integer >= 1, 'auto' or None: got {size!r}. It is the number of "
-            "samples in one forward and backward pass."
+    if size != "auto":
+        arguments.count(
+            "size",
+            size,
+            "It is the number of samples in one forward and backward pass; 'auto' finds it, and "
+            "None undoes microbatch.",
         )
     if memory_limit is not None and size != "auto":
         raise ValueError(

@@ -60,7 +60,7 @@ class Passes:
         scope = self._scope()
         before = dict(scope.state_mapping)
         with scope:
-            y_pred = self._call(x)
+            y_pred = self.call(x)
             self.shares.inspect(y, y_pred, sample_weight)
         assigned = [
             v
@@ -97,7 +97,7 @@ class Passes:
         """Return the masses of a micro-batch, one scalar per loss."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with self._scope():
-            y_pred = self._call(x) if self.shares.needs_masks else None
+            y_pred = self.call(x) if self.shares.needs_masks else None
             return self.shares.masses(y, y_pred, sample_weight, self._dtype)
 
     def carry(self):
@@ -131,7 +131,7 @@ class Passes:
 
         def share(weights):
             with self._scope(weights, carry) as scope:
-                y_pred = self._call(x)
+                y_pred = self.call(x)
                 loss, logged, parts = self.shares.of(x, y, y_pred, sample_weight, samples, whole)
                 values = [scope.get_current_value(v) for v in [*self.seeds, *self._averaged]]
                 metrics = [scope.get_current_value(v) for v in self.metrics]
@@ -142,15 +142,13 @@ class Passes:
             share, self, totals, whole.factor
         )
         with self._scope(None, carry | {"metrics": metrics}) as scope:
-            logs = {}
-            if self.has_own_metrics:
-                fraction = samples / whole.samples
-                self._track(
-                    logged / fraction, [part / fraction for part in parts], samples, samples
-                )
-                logs = self.model.compute_metrics(x, y, y_pred, sample_weight)
-            elif self.model._compile_metrics is not None:
-                self.model._compile_metrics.update_state(y, y_pred, sample_weight)
+
+            def track():
+                times = whole.samples / samples
+                own = [value * ops.cast(times, value.dtype) for value in (logged, *parts)]
+                self._track(own[0], own[1:], samples, samples)
+
+            logs = self._update_metrics(x, y, y_pred, sample_weight, track)
             metrics = [scope.get_current_value(v) for v in self.metrics]
         seeds, averages = values[: len(self.seeds)], values[len(self.seeds) :]
         averages, spreads = self._mean_state(carry, averages, samples)
@@ -188,10 +186,19 @@ class Passes:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
         return {} if self.has_own_metrics else self.model.get_metrics_result()
 
-    def _call(self, x):
+    def call(self, x):
+        """Return the model's outputs in training."""
         if self.model._call_has_training_arg:
             return self.model(x, training=True)
         return self.model(x)
+
+    def _update_metrics(self, x, y, y_pred, sample_weight, track):
+        if self.has_own_metrics:
+            track()  # Keras' own metric of the loss, which they may look at
+            return self.model.compute_metrics(x, y, y_pred, sample_weight)
+        if self.model._compile_metrics is not None:
+            self.model._compile_metrics.update_state(y, y_pred, sample_weight)
+        return {}
 
     def _track(self, loss, parts, samples, rows):
         self.model._loss_tracker.update_state(loss, sample_weight=samples)

@@ -102,7 +102,7 @@ class Step:
         Returns:
             Tuple ``(logs, state)``.
         """
-        self._prepare(state, data)
+        self._prepare(state, data, size)
         self._require_memory(state, data, size)
         if self._loop == "device":
             return self._whole(state, data, size, rows)
@@ -185,7 +185,7 @@ class Step:
 
     def temporaries(self, state, data, size):
         """Return the bytes XLA needs beside arguments and results, before anything runs."""
-        self._prepare(state, data)
+        self._prepare(state, data, size)
         return self._analysis(state, data, size)[0]
 
     def memory(self, state, data, size):
@@ -232,7 +232,7 @@ class Step:
         if needed > free:
             raise MemoryError(f"{needed} bytes are needed, {free} are free.")
 
-    def _prepare(self, state, data):
+    def _prepare(self, state, data, size):
         if self._prepared:
             return
 
@@ -240,7 +240,7 @@ class Step:
             with self._scope(*state):
                 self._passes.prepare(data)
 
-        jax.eval_shape(prepare, state, data)
+        jax.eval_shape(prepare, state, cut(data, 0, size))
         self._prepared = True
 
     def _merged(self, optimizer, held):

@@ -90,7 +90,8 @@ class Step:
             Tuple ``(logs, state)``.
         """
         if not self._prepared:
-            tf.function(self._passes.prepare, autograph=False).get_concrete_function(data)
+            prepare = tf.function(self._passes.prepare, autograph=False)
+            prepare.get_concrete_function(cut(data, 0, size))
             self._prepared = True
         if self._loop == "device":
             return self._whole(data, size, rows), None

@@ -62,13 +62,15 @@ class Step:
     Args:
         passes: The functions of the batch.
         loop: "host".
-        compiled: Unused: the passes run eagerly.
+        compiled: Whether `torch.compile` compiles the model's forward and backward pass.
     """
 
     def __init__(self, passes, loop, compiled):
         self._passes = passes
         self._prepared = False
         self._batch = None
+        if compiled:
+            passes.call = torch.compile(passes.call)
 
     def run(self, state, data, size, rows):
         """Train on the batch `data`, `size` samples at a time.

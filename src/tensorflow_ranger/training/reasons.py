@@ -1,0 +1,186 @@
+"""Why the gradients of a batch and of its micro-batches differ."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tensorflow_ranger import backend
+from tensorflow_ranger.backend.steps.samples import count
+from tensorflow_ranger.training.trial import largest
+
+
+def training_reasons(model, data, whole, differences):
+    """Return which layers drew random numbers or assigned state."""
+    reasons = [
+        f"The gradient of {path} is not finite."
+        for path, difference in differences.items()
+        if not math.isfinite(difference)
+    ]
+    before = [ops.convert_to_numpy(v.value) for v in whole.trial.seeds]
+    drawn = [
+        variable
+        for variable, old, new in zip(whole.trial.seeds, before, whole.seeds, strict=True)
+        if not np.array_equal(old, new)
+    ]
+    drawers = _owners(model, drawn)
+    if backend.random_state():
+        drawers += [call.layer for call in _calls(model, data[0], True) if call.drew]
+    reasons += [
+        f"{_name(layer)} drew random numbers, and draws others for each micro-batch."
+        for layer in _once(drawers)
+    ]
+    for layer in _owners(model, whole.trial.assigned()):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            reasons.append(
+                f"{_name(layer)} normalized each micro-batch by the micro-batch's own mean and "
+                "variance."
+            )
+        else:
+            reasons.append(
+                f"{_name(layer)} keeps state of its own, which each micro-batch assigned."
+            )
+    return reasons
+
+
+def crossing_reasons(model, data, size, training, tolerance):
+    """Return which layer made of the last micro-batch's samples what it does not in the batch."""
+    x = data[0]
+    last = count(data) % size or size
+    alone = keras.tree.map_structure(lambda leaf: None if leaf is None else leaf[-last:], x)
+    for one, other in zip(_calls(model, x, training), _calls(model, alone, training), strict=False):
+        if _same(one.inputs, other.inputs, tolerance) and not _same(
+            one.outputs, other.outputs, tolerance
+        ):
+            return [
+                f"{_name(one.layer)} looks across the batch: its output for a sample depends on "
+                "the other samples."
+            ]
+    return []
+
+
+def loss_reasons(model, whole, parts, tolerance):
+    """Return which losses of the whole batch are not the sum of their shares."""
+
+    def same(one, other, scale):
+        return abs(one - other) <= tolerance * scale
+
+    if type(model).compute_loss is not keras.Model.compute_loss:
+        if same(whole.loss, parts.loss, max(abs(whole.loss), abs(parts.loss))):
+            return []
+        return [f"{type(model).__name__}.compute_loss {_not_a_mean(whole.loss, parts.loss)}"]
+    reasons, added, added_in_parts = [], whole.loss, parts.loss
+    losses = whole.trial.shares.losses
+    for record, one, other in zip(losses, whole.parts, parts.parts, strict=True):
+        weight = 1.0 if record.loss_weights is None else float(record.loss_weights)
+        added, added_in_parts = added - weight * one, added_in_parts - weight * other
+        if not same(one, other, max(abs(one), abs(other))):
+            output = f" of output {record.name!r}" if len(losses) > 1 else ""
+            reasons.append(f"The loss {record.loss.name!r}{output} {_not_a_mean(one, other)}")
+    if not same(added, added_in_parts, max(abs(whole.loss), abs(parts.loss))):
+        reasons.append(f"A loss that a layer adds {_not_a_mean(added, added_in_parts)}")
+    return reasons
+
+
+def _not_a_mean(whole, parts):
+    return (
+        f"is not a mean over samples: {whole:.6g} for the batch, {parts:.6g} as the mean of its "
+        "micro-batches. Return one number per sample."
+    )
+
+
+def _name(layer):
+    return f"{type(layer).__name__} {(layer.path or layer.name)!r}"
+
+
+def _owners(model, variables):
+    """Return the innermost layers that own one of the variables, each once."""
+    layers = model._flatten_layers()[::-1]  # inner layers before those around them
+    holders = [
+        [layer for layer in layers if any(v is variable for v in layer.variables)]
+        for variable in variables
+    ]
+    return _once(min(found, key=lambda layer: len(layer.variables)) for found in holders)
+
+
+def _once(layers):
+    return list({id(layer): layer for layer in layers}.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A call of a layer.
+
+    Args:
+        layer: The layer.
+        inputs: Its arguments' arrays; None for one that a loop or a graph keeps to itself.
+        outputs: Its outputs' arrays.
+        drew: Whether it drew from PyTorch's own generators, as `Dropout` without a seed does.
+    """
+
+    layer: Any
+    inputs: list
+    outputs: list
+    drew: bool
+
+
+def _calls(model, x, training):
+    """Return the calls of a forward pass, those within a layer before the layer's own."""
+    calls = []
+
+    def watched(layer):
+        call = layer.call
+
+        @functools.wraps(call)
+        def watch(*args, **kwargs):
+            states, within = backend.random_state(), len(calls)
+            outputs = call(*args, **kwargs)
+            drew = states != backend.random_state() and not any(c.drew for c in calls[within:])
+            calls.append(_Call(layer, _arrays((args, kwargs)), _arrays(outputs), drew))
+            return outputs
+
+        return watch
+
+    layers = model._flatten_layers()
+    own = [vars(layer).get("call") for layer in layers]
+    with backend.kept(model), keras.StatelessScope(collect_losses=True):
+        # Past Keras' __setattr__, which keeps record of attributes.
+        vars_of = [(vars(layer), watched(layer)) for layer in layers]
+        for attributes, watch in vars_of:
+            attributes["call"] = watch
+        try:
+            model(x, training=training) if model._call_has_training_arg else model(x)
+        finally:
+            for (attributes, _), call in zip(vars_of, own, strict=True):
+                del attributes["call"]
+                if call is not None:
+                    attributes["call"] = call
+    return calls
+
+
+def _arrays(tensors):
+    return [_array(leaf) for leaf in keras.tree.flatten(tensors) if ops.is_tensor(leaf)]
+
+
+def _array(tensor):
+    if keras.backend.standardize_dtype(tensor.dtype) == "bfloat16":  # NumPy has none
+        tensor = ops.cast(tensor, "float32")
+    array = backend.static_value(ops.stop_gradient(tensor))
+    return None if array is None or array.dtype.kind not in "fiub" else array.astype("float64")
+
+
+def _same(whole, last, tolerance):
+    """Return whether arrays of a batch end with those of its last samples."""
+    for one, other in zip(whole, last, strict=False):
+        if one is None or other is None or one.ndim == 0:
+            continue
+        one = one[-len(other) :]
+        if one.shape != other.shape:  # samples are not its first axis
+            continue
+        if not np.allclose(one, other, rtol=0, atol=tolerance * largest(one), equal_nan=True):
+            return False
+    return True

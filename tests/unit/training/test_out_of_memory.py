@@ -1,0 +1,100 @@
+"""Smaller micro-batches where memory runs out, and larger ones again after a while."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tensorflow_ranger import microbatch
+from tensorflow_ranger.training import micro_batcher
+from tests.models import assert_same_weights, data
+
+BATCH = 16
+
+
+class Hungry(layers.Layer):
+    """Finds memory for so many samples and no more, as an allocator does."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = None
+
+    def call(self, inputs):
+        if self.most is not None and inputs.shape[0] > self.most:
+            raise MemoryError(f"no memory for {inputs.shape[0]} samples")
+        return inputs
+
+
+def hungry_model(optimizer=None):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(5), layers.Dropout(0.0), Hungry(), layers.Dense(2)]
+    )
+    optimizer = optimizer or keras.optimizers.SGD(0.1, momentum=0.9)
+    model.compile(optimizer, "mse", metrics=["mae"], run_eagerly=True, jit_compile=False)
+    train(model, 1)  # now it is built
+    return model
+
+
+def train(model, batches):
+    x, y = data(BATCH * batches)
+    settings = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
+    return model.fit(x, y, **settings).history
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_the_batch_is_run_again_in_halves(optimizer, caplog):
+    model, expected = hungry_model(optimizer), hungry_model(optimizer)
+    microbatch(model, BATCH)
+    model.layers[2].most = 5
+    history, plain = train(model, 3), train(expected, 3)
+    assert_same_weights(model, expected, 1e-5)
+    for key, values in plain.items():
+        np.testing.assert_allclose(history[key], values, rtol=1e-5)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Out of memory with micro-batches of 16: the batch is run again with 8.",
+        "Out of memory with micro-batches of 8: the batch is run again with 4.",
+    ]
+    plan = model.microbatch_plan
+    assert plan.chosen == 4
+    assert [c.size for c in plan.candidates if not c.fits] == [8, 16]
+
+
+def test_one_sample_that_does_not_fit_is_an_error():
+    model = microbatch(hungry_model(), 4)
+    before = model.get_weights()
+    model.layers[2].most = 0
+    with pytest.raises(
+        MemoryError, match=r"(?s)One sample at a time does not fit.*no memory for 1"
+    ):
+        train(model, 1)
+    for weight, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, other)
+
+
+def test_it_grows_back_after_a_while(monkeypatch, caplog):
+    monkeypatch.setattr(micro_batcher, "GROW_AFTER", 3)
+    model = microbatch(hungry_model(), BATCH)
+    model.layers[2].most = 4
+    train(model, 1)
+    assert model.microbatch_plan.chosen == 4
+    model.layers[2].most = 8
+    train(model, 6)  # 8 fits again; the next try, of 16, does not
+    assert model.microbatch_plan.chosen == 8
+    assert len(caplog.records) == 3
+    train(model, 5)  # it waits for longer
+    assert len(caplog.records) == 3
+    model.layers[2].most = BATCH
+    train(model, 2)
+    assert model.microbatch_plan.chosen == BATCH
+    assert len(caplog.records) == 3
+
+
+def test_a_search_takes_what_fits():
+    model, expected = hungry_model(), hungry_model()
+    microbatch(model, "auto")
+    model.layers[2].most = 2
+    train(model, 12)
+    train(expected, 12)
+    assert model.microbatch_plan.chosen in {1, 2}
+    assert_same_weights(model, expected, 1e-5)
