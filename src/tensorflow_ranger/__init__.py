@@ -15,7 +15,18 @@ def _is_command_line():
 # Keras reads its backend when it is imported, and the command line chooses one first. Everybody
 # else gets the public names here, and with them their registration for Keras' saving.
 if not _is_command_line():
+    from tensorflow_ranger.optimizers.fan_in import tag_fan_in as tag_fan_in
+    from tensorflow_ranger.optimizers.radam import RAdam as RAdam
+    from tensorflow_ranger.optimizers.ranger import Ranger as Ranger
+    from tensorflow_ranger.optimizers.ranger21 import Ranger21 as Ranger21
     from tensorflow_ranger.optimizers.ranger_optimizer import RangerOptimizer as RangerOptimizer
+    from tensorflow_ranger.optimizers.rescale_for_batch import (
+        rescale_for_batch as rescale_for_batch,
+    )
+    from tensorflow_ranger.rules.clipping import (
+        AdaptiveGradientClipping as AdaptiveGradientClipping,
+    )
+    from tensorflow_ranger.rules.lookahead import Lookahead as Lookahead
     from tensorflow_ranger.training.accumulate_gradients import (
         accumulate_gradients as accumulate_gradients,
     )

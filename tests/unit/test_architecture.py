@@ -133,12 +133,16 @@ def test_a_right_import_is_not(path, source):
 
 def test_the_backends_are_twins():
     def functions(path):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        return {
-            node.name: ast.unparse(node.args)
-            for node in tree.body
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
-        }
+        found = {}
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                found[node.name] = ast.unparse(node.args)
+            elif (
+                isinstance(node, ast.ImportFrom) and node.module == "tensorflow_ranger.backend.each"
+            ):
+                shared = functions(path.with_name("each.py"))
+                found.update({alias.name: shared[alias.name] for alias in node.names})
+        return found
 
     tensorflow = functions(SOURCE / "backend" / "tensorflow.py")
     assert tensorflow

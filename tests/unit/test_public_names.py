@@ -33,9 +33,16 @@ def parameters(function):
 
 def test_names_of_the_package():
     assert names_of(tensorflow_ranger) == {
+        "AdaptiveGradientClipping",
+        "Lookahead",
+        "RAdam",
+        "Ranger",
+        "Ranger21",
         "RangerOptimizer",
         "accumulate_gradients",
         "microbatch",
+        "rescale_for_batch",
+        "tag_fan_in",
         "verify",
     }
     assert tensorflow_ranger.__version__
@@ -53,7 +60,11 @@ def test_names_of_ranger_optimizer():
     assert ours - set(dir(keras.optimizers.Optimizer(0.1))) == {
         "accumulation_steps",
         "accumulator_dtype",
+        "adaptive_clipping",
+        "centralize",
+        "evaluate_slow_weights",
         "inner_optimizer",
+        "lookahead",
         "pending_micro_batches",
         "reduction",
         "skip_nonfinite",
@@ -64,7 +75,8 @@ def test_names_of_ranger_optimizer():
 def test_arguments_of_ranger_optimizer():
     assert parameters(RangerOptimizer) == (
         "(learning_rate=None, momentum=None, accumulation_steps=4, inner='sgd', *, "
-        "reduction='mean', skip_nonfinite=True, accumulator_dtype=None, "
+        "reduction='mean', skip_nonfinite=True, accumulator_dtype=None, lookahead=None, "
+        "adaptive_clipping=None, centralize=False, evaluate_slow_weights=False, "
         "name='ranger_optimizer', **kwargs)"
     )
     assert parameters(RangerOptimizer.apply) == (

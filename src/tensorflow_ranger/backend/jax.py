@@ -8,6 +8,10 @@ import keras
 import numpy as np
 from jax.core import Tracer
 
+from tensorflow_ranger.backend.each import blend as blend
+from tensorflow_ranger.backend.each import blend_squares as blend_squares
+from tensorflow_ranger.backend.each import descend as descend
+
 
 def version():
     """Return the framework's version string."""

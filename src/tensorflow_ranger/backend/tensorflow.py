@@ -5,6 +5,9 @@ import contextlib
 import tensorflow as tf
 
 from tensorflow_ranger.backend import process
+from tensorflow_ranger.backend.each import blend as blend
+from tensorflow_ranger.backend.each import blend_squares as blend_squares
+from tensorflow_ranger.backend.each import descend as descend
 
 
 def version():

@@ -136,3 +136,44 @@ def peak_memory():
 def wait(tensor):
     """Return when `tensor` has been computed."""
     tensor.item()
+
+
+@torch.no_grad()
+def blend(slots, tensors, share):
+    """Assign ``slot + share (tensor - slot)`` to the variables `slots`."""
+    slots = [slot.value for slot in slots]
+    tensors = _like(tensors, slots)
+    if isinstance(share, torch.Tensor):
+        torch._foreach_mul_(slots, 1.0 - share)
+        torch._foreach_add_(slots, torch._foreach_mul(tensors, share))
+    else:
+        torch._foreach_lerp_(slots, tensors, share)
+
+
+@torch.no_grad()
+def blend_squares(slots, tensors, share):
+    """Assign ``slot + share (tensor^2 - slot)`` to the variables `slots`; `share` is a number."""
+    slots = [slot.value for slot in slots]
+    tensors = _like(tensors, slots)
+    torch._foreach_mul_(slots, 1.0 - share)
+    torch._foreach_addcmul_(slots, tensors, tensors, value=share)
+
+
+@torch.no_grad()
+def descend(variables, moments, squares, rate, factor, offset):
+    """Subtract ``rate moment / (factor sqrt(square) + offset)`` from the variables."""
+    weights, moments = [v.value for v in variables], [moment.value for moment in moments]
+    # In the denominator the rate takes no pass and no memory. A rate of 0 must not be divided by.
+    rate = torch.clamp(torch.as_tensor(rate), min=1e-37)
+    denominators = torch._foreach_sqrt([square.value for square in squares])
+    torch._foreach_mul_(denominators, factor / rate)
+    torch._foreach_add_(denominators, offset / rate)
+    wide = _like(weights, moments)
+    torch._foreach_addcdiv_(wide, moments, denominators, value=-1.0)
+    for weight, updated in zip(weights, wide, strict=True):
+        if updated is not weight:
+            weight.copy_(updated)
+
+
+def _like(tensors, others):
+    return [tensor.to(other.dtype) for tensor, other in zip(tensors, others, strict=True)]

@@ -46,7 +46,9 @@ def import_keras(backend=None):
         with silent_stderr():
             import keras
 
-            # Registers the optimizer for saving, and fails now for a backend that is not ours.
+            # Registers the optimizers for saving, and fails now for a backend that is not ours.
+            import tensorflow_ranger.optimizers.ranger
+            import tensorflow_ranger.optimizers.ranger21
             import tensorflow_ranger.optimizers.ranger_optimizer  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name not in BACKENDS:

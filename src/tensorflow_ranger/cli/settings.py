@@ -1,12 +1,16 @@
 """The settings of a run: what makes its result."""
 
 import dataclasses
+import math
 
 from tensorflow_ranger.cli.errors import UsageError
 from tensorflow_ranger.cli.options import AUTO
 
-SGD_LEARNING_RATE = 0.05
+# For a few hundred updates. Other optimizers keep their own.
+LEARNING_RATES = {"sgd": 0.05, "radam": 0.003, "ranger": 0.003, "ranger21": 0.003}
 MAY_DIFFER = ("epochs", "memory_limit")  # between a run and its resumption
+ADDED = {"lookahead": "Lookahead", "centralize": "centralized gradients"}
+HAVE_ADDED = ("ranger", "ranger21")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,11 +18,14 @@ class Settings:
     """Options of ``tensorflow-ranger train`` that decide what a run computes.
 
     Args:
-        optimizer: Keras identifier of the inner optimizer.
+        optimizer: Name of the optimizer that makes the updates: Keras' identifier, or "radam",
+            "ranger" or "ranger21".
+        lookahead: Whether Lookahead is added to the optimizer.
+        centralize: Whether centralization of the gradients is added to the optimizer.
         accumulation_steps: Micro-batches per window.
         batch_size: Samples per micro-batch; with `microbatch`, samples per update.
         epochs: Epochs to train, counted from the beginning.
-        learning_rate: None keeps the inner optimizer's own, but for SGD's, which is ours.
+        learning_rate: None keeps the optimizer's own, but for those in `LEARNING_RATES`.
         backend: Name of the Keras backend. None until Keras has chosen.
         seed: Of the initial weights and the order of the data.
         microbatch: Samples per micro-batch of a whole batch, or "auto". None makes each batch a
@@ -28,6 +35,8 @@ class Settings:
     """
 
     optimizer: str = "sgd"
+    lookahead: bool = False
+    centralize: bool = False
     accumulation_steps: int = 4
     batch_size: int = 32
     epochs: int = 8
@@ -62,8 +71,9 @@ class Settings:
                     "an update by --batch-size"
                 )
             settings = dataclasses.replace(settings, accumulation_steps=1)
-        if settings.learning_rate is None and settings.optimizer.lower() == "sgd":
-            settings = dataclasses.replace(settings, learning_rate=SGD_LEARNING_RATE)
+        if settings.learning_rate is None:
+            learning_rate = LEARNING_RATES.get(settings.optimizer.lower())
+            settings = dataclasses.replace(settings, learning_rate=learning_rate)
         return settings._checked()
 
     def resume(self, given, epochs_done):
@@ -75,19 +85,29 @@ class Settings:
 
         Raises:
             UsageError: An option contradicts the run, or asks for fewer epochs than it has, or
-                limits the memory of a size that was given.
+                for another number than its learning rate was planned for, or limits the memory of
+                a size that was given.
         """
         for name, value in given.items():
             stored = getattr(self, name)
             if name not in MAY_DIFFER and value != stored:
+                if name in ADDED:
+                    self._refuse_added(name)
                 option = "--" + name.replace("_", "-")
                 unset = "the optimizer's own" if name == "learning_rate" else "none"
-                held = unset if stored is None else stored
+                held = unset if stored is None or stored is False else stored
+                got = option if value is True else value
                 raise UsageError(
-                    f"{option} contradicts the run to resume: got {value}, the run has {held}. "
+                    f"{option} contradicts the run to resume: got {got}, the run has {held}. "
                     f"Leave {option} out, or begin a new run with another --output"
                 )
         epochs = given.get("epochs", self.epochs)
+        if epochs != self.epochs and self.optimizer.lower() == "ranger21":
+            raise UsageError(
+                f"--epochs must stay {self.epochs}, as the learning rate of ranger21 rises and "
+                f"falls with the length of the run: got {epochs}. Leave --epochs out, or begin a "
+                "new run with another --output"
+            )
         if epochs < epochs_done:
             raise UsageError(
                 f"--epochs must be at least {epochs_done}, which the run has trained already: "
@@ -100,6 +120,21 @@ class Settings:
         """Return the settings with the backend that Keras runs on."""
         return dataclasses.replace(self, backend=backend)
 
+    def total_updates(self, samples):
+        """Return the updates of the whole run: windows span epochs, and a rest makes one, too.
+
+        Args:
+            samples: Training samples in an epoch.
+        """
+        batches = self.epochs * math.ceil(samples / self.batch_size)
+        return math.ceil(batches / self.accumulation_steps)
+
+    @property
+    def optimizer_in_words(self):
+        """The optimizer, and what is added to it."""
+        added = " and ".join(words for name, words in ADDED.items() if getattr(self, name))
+        return f"{self.optimizer} with {added}" if added else self.optimizer
+
     @property
     def batch_in_words(self):
         """What makes one update."""
@@ -108,7 +143,17 @@ class Settings:
         size = "the fastest size" if self.microbatch == AUTO else self.microbatch
         return f"{self.batch_size} images in micro-batches of {size}"
 
+    def _refuse_added(self, name):
+        if self.optimizer.lower() in HAVE_ADDED:
+            raise UsageError(
+                f"--{name} is built into {self.optimizer}: got both. Leave --{name} out, or choose "
+                "an --optimizer without it, such as radam"
+            )
+
     def _checked(self):
+        for name in ADDED:
+            if getattr(self, name):
+                self._refuse_added(name)
         if self.memory_limit is not None and self.microbatch != AUTO:
             got = (
                 "no --microbatch" if self.microbatch is None else f"--microbatch {self.microbatch}"

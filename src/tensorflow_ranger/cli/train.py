@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from tensorflow_ranger.cli import curves, options
-from tensorflow_ranger.cli.errors import STOPPED, CommandError, UsageError
+from tensorflow_ranger.cli import curves, optimizers, options
+from tensorflow_ranger.cli.errors import STOPPED, CommandError
 from tensorflow_ranger.cli.frameworks import import_keras, silent_stderr
 from tensorflow_ranger.cli.run_directory import RunDirectory
-from tensorflow_ranger.cli.settings import SGD_LEARNING_RATE, Settings
+from tensorflow_ranger.cli.settings import LEARNING_RATES, Settings
 from tensorflow_ranger.cli.tasks import digits
 
 MAXIMUM_SEED = 2**32 - 1
@@ -21,9 +21,27 @@ def train(
     optimizer: Annotated[
         str,
         typer.Option(
-            help="Inner optimizer by its Keras name: sgd, adam, adamw, lion, ...", metavar="NAME"
+            help="What makes the updates: sgd (with momentum), adamw (Adam, weight decay apart), "
+            "radam (Adam with a rectified start), ranger (radam, Lookahead, centralized "
+            "gradients), ranger21 (ranger on adamw, with clipping, normalization and a learning "
+            "rate that rises and falls), or another by its Keras name: adam, lion, ...",
+            metavar="NAME",
         ),
     ] = Settings.optimizer,
+    lookahead: Annotated[
+        bool,
+        typer.Option(
+            "--lookahead",
+            help="Every 5 updates, put the weights halfway back to where they were.",
+        ),
+    ] = Settings.lookahead,
+    centralize: Annotated[
+        bool,
+        typer.Option(
+            "--centralize",
+            help="Subtract from the gradient of each unit its mean over the unit's inputs.",
+        ),
+    ] = Settings.centralize,
     accumulation_steps: Annotated[
         int,
         typer.Option(
@@ -62,10 +80,11 @@ def train(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate of the inner optimizer.",
+            help="Learning rate of the optimizer.",
             metavar="RATE",
             parser=options.learning_rate,
-            show_default=f"{SGD_LEARNING_RATE} for sgd, else the optimizer's own",
+            show_default=", ".join(f"{rate} for {name}" for name, rate in LEARNING_RATES.items())
+            + ", else the optimizer's own",
         ),
     ] = Settings.learning_rate,
     backend: options.Backend = Settings.backend,
@@ -121,7 +140,7 @@ def _run(directory, settings, record, choice):
     history = UpdateHistory(**record)
     # Saving and loading make Keras import TensorFlow, where it is installed, on any backend.
     with silent_stderr():
-        model = directory.load_model() if record else _compiled_model(settings)
+        model = directory.load_model() if record else _compiled_model(settings, len(x))
         directory.write_checkpoint(model, settings, history, choice)
     directory.write_settings(settings, choice)
     directory.write_history(history.epochs)
@@ -129,7 +148,8 @@ def _run(directory, settings, record, choice):
         _use_micro_batches(model, settings)
     print(
         f"{f'Resuming after epoch {len(history.epochs)}' if record else 'Training'}: "
-        f"{settings.optimizer} on {settings.backend}, {settings.batch_in_words} make one update"
+        f"{settings.optimizer_in_words} on {settings.backend}, "
+        f"{settings.batch_in_words} make one update"
     )
     batches = ShuffledBatches(x, y, settings.batch_size, settings.seed)
     _fit(model, batches, held_out, directory, settings, history, choice)
@@ -192,7 +212,7 @@ def _draw(directory, model, settings, history, samples):
 
     updates = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
     title = (
-        f"Handwritten digits: {settings.optimizer}, {settings.batch_in_words} per update "
+        f"Handwritten digits: {settings.optimizer_in_words}, {settings.batch_in_words} per update "
         f"({settings.backend}, seed {settings.seed})"
     )
     point = "micro-batch" if settings.microbatch is None else "batch"
@@ -200,23 +220,9 @@ def _draw(directory, model, settings, history, samples):
     directory.write_curves(figure)
 
 
-def _compiled_model(settings):
-    from tensorflow_ranger.optimizers.ranger_optimizer import RangerOptimizer
-
+def _compiled_model(settings, samples):
     model = digits.build_model(settings.seed)
-    try:
-        optimizer = RangerOptimizer(
-            settings.learning_rate,
-            accumulation_steps=settings.accumulation_steps,
-            inner=settings.optimizer,
-        )
-    except (KeyError, TypeError, ValueError) as error:  # Keras' KeyError: one that wraps another
-        raise UsageError(
-            "--optimizer must name a Keras optimizer, such as sgd, adam or adamw: "
-            f"got {settings.optimizer!r}"
-        ) from error
-    if settings.microbatch is not None:
-        optimizer = optimizer.inner_optimizer  # the step holds the window, and updates at its end
+    optimizer = optimizers.build(settings, settings.total_updates(samples))
     model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     optimizer.build(model.trainable_variables)
     return model

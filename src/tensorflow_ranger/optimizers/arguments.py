@@ -1,10 +1,14 @@
 """Arguments of the optimizers, checked: each function returns what may be used, or raises."""
 
+import dataclasses
 import math
 import numbers
 
 import keras
 import numpy as np
+
+from tensorflow_ranger.rules.clipping import AdaptiveGradientClipping
+from tensorflow_ranger.rules.lookahead import Lookahead
 
 REDUCTIONS = ("mean", "sum")
 
@@ -126,3 +130,92 @@ def state(name, values, expected):
             f"{name} must hold {len(expected)} tensors, one for each variable the optimizer was "
             f"built with: got {len(values)}."
         )
+
+
+def fraction(name, value):
+    """Return `value` as a float in [0, 1).
+
+    Raises:
+        ValueError: `value` is anything else.
+    """
+    if not 0.0 <= _number(value) < 1.0:
+        raise ValueError(
+            f"{name} must be a number in [0, 1): got {value!r}. It is the share of a moving "
+            "average that stays."
+        )
+    return float(value)
+
+
+def positive(name, value):
+    """Return `value` as a finite float > 0.
+
+    Raises:
+        ValueError: `value` is anything else.
+    """
+    if not 0.0 < _number(value) < math.inf:
+        raise ValueError(f"{name} must be a finite number > 0: got {value!r}. Use a small one.")
+    return float(value)
+
+
+def not_negative(name, value):
+    """Return `value` as a finite float >= 0.
+
+    Raises:
+        ValueError: `value` is anything else.
+    """
+    if not 0.0 <= _number(value) < math.inf:
+        raise ValueError(f"{name} must be a finite number >= 0: got {value!r}. Use 0 for none.")
+    return float(value)
+
+
+def lookahead(value):
+    """Return a `Lookahead` of one, of its config, or None of None.
+
+    Raises:
+        TypeError: `value` is anything else.
+    """
+    return _rule("lookahead", value, Lookahead)
+
+
+def adaptive_clipping(value):
+    """Return an `AdaptiveGradientClipping` of one, of its config, or None of None.
+
+    Raises:
+        TypeError: `value` is anything else.
+    """
+    return _rule("adaptive_clipping", value, AdaptiveGradientClipping)
+
+
+def evaluate_slow_weights(value, lookahead):
+    """Return `value` as a bool.
+
+    Raises:
+        ValueError: There are no slow weights.
+    """
+    if value and lookahead is None:
+        raise ValueError(
+            "evaluate_slow_weights needs slow weights: got lookahead=None. Use "
+            "lookahead=Lookahead()."
+        )
+    return bool(value)
+
+
+def config_of(rule):
+    """Return the arguments of a rule as a dict, or None of None."""
+    return None if rule is None else dataclasses.asdict(rule)
+
+
+def _number(value):
+    """Return `value` as a float, NaN if it is no number."""
+    return float(value) if isinstance(value, numbers.Real) else math.nan
+
+
+def _rule(name, value, cls):
+    if isinstance(value, dict):
+        return cls(**value)
+    if value is not None and not isinstance(value, cls):
+        raise TypeError(
+            f"{name} must be a {cls.__name__} or None: got {value!r}. Use "
+            f"tensorflow_ranger.{cls.__name__}()."
+        )
+    return value

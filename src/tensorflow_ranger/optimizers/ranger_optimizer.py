@@ -10,6 +10,8 @@ from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.window import Window
 from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.optimizers import inner as inner_optimizers
+from tensorflow_ranger.optimizers.gradient_shaping import GradientShaping
+from tensorflow_ranger.optimizers.slow_weights import SlowWeights
 from tensorflow_ranger.optimizers.wrapper import OptimizerWrapper
 
 
@@ -45,6 +47,12 @@ class RangerOptimizer(OptimizerWrapper):
             NaN. `skipped_micro_batches` counts them, and the window waits for another instead.
         accumulator_dtype: Name of the floating dtype the sums are held in. None takes float32, or
             float64 for float64 variables.
+        lookahead: A `Lookahead`, or None. Its slow weights follow every k updates.
+        adaptive_clipping: An `AdaptiveGradientClipping` of the window's gradient, or None.
+        centralize: Whether to subtract from each output unit's gradient its mean over the fan-in.
+            `tag_fan_in` says of a model's variables which axes those are.
+        evaluate_slow_weights: Whether the model is left on Lookahead's slow weights when `fit`
+            ends.
         name: Name of the optimizer.
         **kwargs: Arguments of the inner optimizer (`weight_decay`, `clipnorm`, `use_ema`,
             `beta_1`, ...), if it is given as an identifier.
@@ -52,7 +60,8 @@ class RangerOptimizer(OptimizerWrapper):
     Raises:
         ValueError: An argument is out of range; an inner argument is given beside an instance; the
             inner optimizer accumulates gradients or scales losses itself.
-        TypeError: `inner` is neither an identifier nor an optimizer.
+        TypeError: `inner` is neither an identifier nor an optimizer; `lookahead` or
+            `adaptive_clipping` is something else.
 
     Example:
         >>> optimizer = RangerOptimizer(learning_rate=1e-3, inner="adam", accumulation_steps=8)
@@ -70,6 +79,10 @@ class RangerOptimizer(OptimizerWrapper):
         reduction="mean",
         skip_nonfinite=True,
         accumulator_dtype=None,
+        lookahead=None,
+        adaptive_clipping=None,
+        centralize=False,
+        evaluate_slow_weights=False,
         name="ranger_optimizer",
         **kwargs,
     ):
@@ -87,6 +100,14 @@ class RangerOptimizer(OptimizerWrapper):
         self.accumulator_dtype = arguments.accumulator_dtype(accumulator_dtype)
         self._accumulation_steps = self._add_state("accumulation_steps", (), "int")
         self._accumulation_steps.assign(_checked_steps(accumulation_steps))
+        self.lookahead = arguments.lookahead(lookahead)
+        self.adaptive_clipping = arguments.adaptive_clipping(adaptive_clipping)
+        self.centralize = bool(centralize)
+        self.evaluate_slow_weights = arguments.evaluate_slow_weights(
+            evaluate_slow_weights, self.lookahead
+        )
+        self._shaping = GradientShaping(self.adaptive_clipping, self.centralize)
+        self._slow = None
         self._reported_skips = 0
 
     @property
@@ -119,6 +140,8 @@ class RangerOptimizer(OptimizerWrapper):
         self._window = Window(
             list(variables), self._add_accumulator, self._add_state, self.accumulator_dtype
         )
+        if self.lookahead is not None:
+            self._slow = SlowWeights(self.lookahead, list(variables), self._add_slow)
         super().build(variables)
 
     def apply(self, grads, trainable_variables=None, mass=None):
@@ -219,6 +242,8 @@ class RangerOptimizer(OptimizerWrapper):
             )
             self._warn_of_skips()
         self.inner_optimizer.finalize_variable_values(var_list)
+        if self.evaluate_slow_weights and self._slow is not None:
+            self._slow.load(self._trainable_variables)
 
     def get_config(self):
         """Return the arguments that make an optimizer like this one, without its state."""
@@ -230,6 +255,10 @@ class RangerOptimizer(OptimizerWrapper):
             "reduction": self.reduction,
             "skip_nonfinite": self.skip_nonfinite,
             "accumulator_dtype": self.accumulator_dtype,
+            "lookahead": arguments.config_of(self.lookahead),
+            "adaptive_clipping": arguments.config_of(self.adaptive_clipping),
+            "centralize": self.centralize,
+            "evaluate_slow_weights": self.evaluate_slow_weights,
         }
 
     @classmethod
@@ -268,6 +297,8 @@ class RangerOptimizer(OptimizerWrapper):
         if names == inner_names:
             if self.built:
                 self._window.reset()
+            if self._slow is not None:
+                self._slow.reset(self._trainable_variables)
             return
         state = self._window_state()
         if missing := sorted(state.keys() - names):
@@ -282,11 +313,24 @@ class RangerOptimizer(OptimizerWrapper):
     @property
     def _updated_variables(self):
         window = self._window.variables
-        return [*self._trainable_variables, *window, *self.inner_optimizer.variables]
+        slow = [] if self._slow is None else self._slow.variables
+        return [*self._trainable_variables, *window, *slow, *self.inner_optimizer.variables]
 
     def _window_state(self):
         state = {"accumulation_steps": self._accumulation_steps}
-        return {**state, **self._window.state} if self.built else state
+        if self.built:
+            state.update(self._window.state)
+        if self._slow is not None:
+            state.update({f"slow_{i}": slow for i, slow in enumerate(self._slow.variables)})
+        return state
+
+    def _add_slow(self, variable, name, dtype):
+        return self.add_variable(
+            shape=variable.shape,
+            dtype=dtype,
+            layout=getattr(variable, "_layout", None),
+            name=f"{variable.path}_{name}".replace("/", "_").replace(":", "_"),
+        )
 
     def _add_accumulator(self, variable, dtype):
         if not backend.supports_dtype(dtype):
@@ -345,7 +389,11 @@ class RangerOptimizer(OptimizerWrapper):
             if variable.trainable
         ]
         if any(gradient is not None for gradient, _ in pairs):
-            self.inner_optimizer.apply(*zip(*pairs, strict=True))
+            gradients, variables = zip(*pairs, strict=True)
+            gradients = self._shaping.shaped(gradients, variables)
+            self.inner_optimizer.apply(gradients, variables)
+            if self._slow is not None:
+                self._slow.follow(self.iterations.value, variables)
         self._window.reset()
 
     def _warn_of_skips(self):

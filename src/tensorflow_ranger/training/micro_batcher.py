@@ -13,6 +13,7 @@ from tensorflow_ranger.backend import steps
 from tensorflow_ranger.batch_size.plan import Candidate, MicrobatchPlan, format_bytes
 from tensorflow_ranger.batch_size.search import Search
 from tensorflow_ranger.optimizers import arguments
+from tensorflow_ranger.optimizers.fan_in import tag_fan_in
 from tensorflow_ranger.training.passes import Passes
 
 _logger = logging.getLogger("tensorflow_ranger")
@@ -116,6 +117,7 @@ class MicroBatcher:
         if key not in self._steps:
             model = self._model
             model._symbolic_build(data_batch=data)
+            tag_fan_in(model)
             compiled = None if model.run_eagerly else bool(model.jit_compile)
             passes = Passes(model, self._make_accumulator())
             if passes.has_own_metrics and self._loop == "device":

@@ -40,6 +40,8 @@ def test_names_of_commands_and_options():
     assert str(defaults.pop("--output")) == "runs/digits"
     assert defaults == {
         "--optimizer": "sgd",
+        "--lookahead": False,
+        "--centralize": False,
         "--accumulation-steps": 4,
         "--batch-size": 32,
         "--microbatch": None,
@@ -82,7 +84,16 @@ def test_help_names_every_option_and_its_default(capsys):
     output = " ".join(capsys.readouterr().out.split())
     for option in options(commands()["train"]):
         assert option in output
-    for default in ("sgd", "32", "0.05 for sgd", "KERAS_BACKEND, else tensorflow", "runs/digits"):
+    for name in ("sgd", "adamw", "radam", "ranger", "ranger21"):
+        assert f"{name} (" in output
+    for default in (
+        "sgd",
+        "32",
+        "0.05 for sgd",
+        "0.003 for ranger21",
+        "KERAS_BACKEND, else tensorflow",
+        "runs/digits",
+    ):
         assert default in output
 
 
@@ -131,6 +142,14 @@ def test_help_does_not_wait_for_keras():
         (["train", "--memory-limit", "4GB", "--microbatch", "8"], "auto: got --microbatch 8"),
         (["train", "--memory-limit", "lots"], "--memory-limit must be bytes >= 1"),
         (["train", "--memory-limit", "inf"], "such as 4GB or 512MiB: got inf"),
+        (
+            ["train", "--optimizer", "ranger", "--lookahead"],
+            "--lookahead is built into ranger: got both. Leave --lookahead out",
+        ),
+        (["train", "--optimizer", "ranger21", "--lookahead"], "built into ranger21"),
+        (["train", "--optimizer", "ranger", "--centralize"], "--centralize is built into ranger:"),
+        (["train", "--optimizer", "Ranger21", "--centralize"], "built into Ranger21: got both"),
+        (["train", "--lookahead", "yes"], "unexpected extra argument"),
         (["plan", "--batch-size", "8"], "Missing argument"),
         (["plan", "model.keras"], "Missing option '--batch-size'"),
         (["plan", "model.keras", "--batch-size", "8"], "model.keras must be a Keras model file"),

@@ -98,6 +98,8 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
         ("--backend", None, None),
         ("--seed", "1", "0"),
         ("--microbatch", "16", "none"),
+        ("--lookahead", None, "none"),
+        ("--centralize", None, "none"),
     ],
 )
 def test_an_option_that_contradicts_the_run_is_named(option, value, held, stopped, capsys):
@@ -105,8 +107,9 @@ def test_an_option_that_contradicts_the_run_is_named(option, value, held, stoppe
         held = keras.config.backend()
         value = "torch" if held == "jax" else "jax"
     before = runs.contents(stopped)
-    assert runs.train(stopped, "--resume", option, value) == 2
-    runs.assert_one_error(capsys, f"{option} contradicts", f"got {value}, the run has {held}")
+    assert runs.train(stopped, "--resume", option, *([value] if value else [])) == 2
+    got = value or option
+    runs.assert_one_error(capsys, f"{option} contradicts", f"got {got}, the run has {held}.")
     assert runs.contents(stopped) == before
 
 

@@ -29,6 +29,8 @@ def test_a_run_leaves_its_results(finished):
     }
     assert json.loads((finished / "settings.json").read_text()) == {
         "optimizer": "sgd",
+        "lookahead": False,
+        "centralize": False,
         "accumulation_steps": 4,
         "batch_size": 32,
         "epochs": 3,
@@ -74,7 +76,13 @@ def test_options_reach_the_run(tmp_path, capsys):
     assert runs.train(directory, *arguments) == 0
     captured = capsys.readouterr()
     settings = json.loads((directory / "settings.json").read_text())
-    assert settings == {**options, "microbatch": None, "memory_limit": None}
+    assert settings == {
+        **options,
+        "lookahead": False,
+        "centralize": False,
+        "microbatch": None,
+        "memory_limit": None,
+    }
     model = keras.saving.load_model(directory / "model.keras")
     optimizer = model.optimizer
     assert isinstance(optimizer, RangerOptimizer)
@@ -117,7 +125,7 @@ def test_a_directory_that_cannot_be_written_is_named(resume, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["sdg", "", "LossScaleOptimizer"])
 def test_an_unknown_optimizer_is_named(name, tmp_path, capsys):
     assert runs.train(tmp_path / "run", "--optimizer", name) == 2
-    runs.assert_one_error(capsys, "--optimizer must name a Keras optimizer", f"got {name!r}")
+    runs.assert_one_error(capsys, "--optimizer must be radam, ranger, ranger21", f"got {name!r}")
     assert not runs.contents(tmp_path)
 
 

@@ -35,6 +35,8 @@ def test_micro_batches_train_as_whole_batches_do(micro_batched, tmp_path):
 def test_a_run_records_its_micro_batch(micro_batched):
     assert settings(micro_batched) == {
         "optimizer": "sgd",
+        "lookahead": False,
+        "centralize": False,
         "accumulation_steps": 1,
         "batch_size": 112,
         "epochs": 2,

@@ -1,0 +1,1 @@
+"""The mathematics of the optimizers: pure functions of tensors and numbers."""
