@@ -9,6 +9,7 @@
 PYTHON ?= python3.11
 BACKENDS ?= tensorflow jax torch
 TESTS ?=
+BENCHES ?= benchmarks benchmarks.fused benchmarks.updates
 ARGS ?=
 
 VENV := .venv
@@ -27,7 +28,7 @@ help:
 	@echo "make test    run the suite (BACKENDS='jax torch' TESTS='tests/unit -k window')"
 	@echo "make floor   run the suite's core with the oldest Keras that is supported"
 	@echo "make check   check format, style and types"
-	@echo "make bench   run the benchmarks (BACKENDS=jax ARGS=...)"
+	@echo "make bench   run the benchmarks (BACKENDS=jax BENCHES=benchmarks.fused ARGS=...)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make clean   delete what the other targets made, but for .venv and runs/"
 
@@ -59,9 +60,9 @@ check: $(VENV)/.dev
 	$(BIN)/pyright
 
 bench: $(VENV)/.dev
-	for backend in $(BACKENDS); do \
-		KERAS_BACKEND=$$backend $(BIN)/python -m benchmarks $(ARGS) || exit 1; \
-	done
+	for backend in $(BACKENDS); do for bench in $(BENCHES); do \
+		KERAS_BACKEND=$$backend $(BIN)/python -m $$bench $(ARGS) || exit 1; \
+	done; done
 
 docs: $(VENV)/.dev
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/sphinx-build --fail-on-warning --fresh-env --quiet docs site

@@ -15,11 +15,19 @@ def train(spare, optimizer):
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
+def train_until_out_of_memory(bytes_needed, optimizer):
+    # Allocators keep more than they need, so how little is too little takes a few tries.
+    for share in (0.55, 0.45, 0.35):
+        result, messages = train(int(share * bytes_needed), optimizer)
+        if "Out of memory with micro-batches of 32768" in messages:
+            return result
+    raise AssertionError(f"{bytes_needed} bytes of address space were never needed.")
+
+
 @pytest.mark.parametrize("optimizer", ["buffer", "fold"])
 def test_a_limited_process_ends_with_the_weights_of_an_unlimited_one(optimizer):
     unlimited, silence = train(0, optimizer)
-    limited, messages = train(int(0.6 * unlimited["bytes"]), optimizer)
-    assert "Out of memory with micro-batches of 32768" in messages
+    limited = train_until_out_of_memory(unlimited["bytes"], optimizer)
     assert "Out of memory" not in silence
     assert limited["size"] < unlimited["size"] == 32768
     for key, values in unlimited["history"].items():

@@ -122,10 +122,11 @@ class FamilyOptimizer(keras.optimizers.Optimizer):
         gradients = self._shaping.shaped(gradients, trainable_variables)
         self._update(gradients, trainable_variables, learning_rate)
 
-    def _add_slot(self, variable, name, dtype=None):
+    def _add_slot(self, variable, name, dtype=None, initializer="zeros"):
         return self.add_variable(
             shape=variable.shape,
             dtype=dtype or accumulator_dtype(variable.dtype),
+            initializer=initializer,
             layout=getattr(variable, "_layout", None),
             name=f"{variable.path}_{name}".replace("/", "_").replace(":", "_"),
         )

@@ -202,7 +202,8 @@ class Ranger21(FamilyOptimizer):
         ):
             wide = velocity.dtype
             weight = ops.cast(variable.value, wide)
-            weight = weight * (1.0 - ops.cast(decay, wide))
+            # Where gradients vanish the decay would take off more than there is.
+            weight = weight * ops.relu(1.0 - ops.cast(decay, wide))
             if self.norm_loss:
                 pull = norm_loss.shrinkage(
                     weight, unit_axes(variable, axes), self.norm_loss, self.epsilon
@@ -237,7 +238,7 @@ class Ranger21(FamilyOptimizer):
         elements = sum(math.prod(velocity.shape) for velocity in velocities)
         root = ops.sqrt(total / correction / elements)
         moves = ops.cast(root > 0, dtype)
-        return moves * self.stable_weight_decay / (root + 1.0 - moves)
+        return moves * self.stable_weight_decay / (root + (1.0 - moves))
 
     def _denominator(self, velocity, correction):
         denominator = ops.sqrt(velocity) / ops.sqrt(correction) + self.epsilon

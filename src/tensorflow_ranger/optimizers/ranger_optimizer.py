@@ -324,10 +324,11 @@ class RangerOptimizer(OptimizerWrapper):
             state.update({f"slow_{i}": slow for i, slow in enumerate(self._slow.variables)})
         return state
 
-    def _add_slow(self, variable, name, dtype):
+    def _add_slow(self, variable, name, dtype, initializer):
         return self.add_variable(
             shape=variable.shape,
             dtype=dtype,
+            initializer=initializer,
             layout=getattr(variable, "_layout", None),
             name=f"{variable.path}_{name}".replace("/", "_").replace(":", "_"),
         )

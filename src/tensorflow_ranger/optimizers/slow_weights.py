@@ -12,17 +12,17 @@ class SlowWeights:
     Args:
         lookahead: A `Lookahead`.
         variables: List of the trainable variables.
-        add_variable: Function ``(variable, name, dtype) -> variable`` that makes an optimizer's.
+        add_variable: Function ``(variable, name, dtype, initializer) -> variable`` that makes an
+            optimizer's.
     """
 
     def __init__(self, lookahead, variables, add_variable):
         self._lookahead = lookahead
         self._places = {id(variable): place for place, variable in enumerate(variables)}
         self.variables = [
-            add_variable(variable, "slow", accumulator_dtype(variable.dtype))
+            add_variable(variable, "slow", accumulator_dtype(variable.dtype), _value_of(variable))
             for variable in variables
         ]
-        self.reset(variables)
 
     def reset(self, variables):
         """Make the slow weights copies of the weights."""
@@ -52,3 +52,12 @@ class SlowWeights:
         """Assign the slow weights to the weights."""
         for phi, theta in zip(self.variables, variables, strict=True):
             theta.assign(ops.copy(ops.cast(phi.value, theta.dtype)))
+
+
+def _value_of(variable):
+    # Keras on TensorFlow builds optimizers within a trace, where an assignment would be part of
+    # the step. An initializer is not.
+    def initializer(shape, dtype):
+        return ops.copy(ops.cast(variable.value, dtype))
+
+    return initializer

@@ -32,7 +32,8 @@ BARE = {
 
 
 def lookahead_sgd(steps):
-    inner = keras.optimizers.SGD(1e-2, momentum=0.9)
+    # Keras on TensorFlow rounds a Python float to float32.
+    inner = keras.optimizers.SGD(1e-2, momentum=np.float64(0.9))
     return RangerOptimizer(inner=inner, accumulation_steps=steps, lookahead=Lookahead(5, 0.5))
 
 
