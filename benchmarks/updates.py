@@ -86,7 +86,8 @@ class Row:
         held = [[v.value.copy() for v in group] for group in (self._variables, slots)]
 
         def step():
-            held[:] = update(*held, self._gradients)
+            weights, state = held
+            held[:] = update(weights, state, self._gradients)
             jax.block_until_ready(held)
 
         return step
