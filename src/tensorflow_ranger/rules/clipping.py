@@ -19,7 +19,7 @@ def unit_norm(tensor, axes):
 class AdaptiveGradientClipping:
     """Bounds the gradient of every output unit by a share of the unit's weights.
 
-        G_i <- G_i min(1, clipping max(|W_i|, epsilon) / |G_i|)
+        G_i <- G_i min(1, clipping max(norm(W_i), epsilon) / norm(G_i))
 
     It looks at the mean over the batch: clipping every micro-batch would be another rule.
 
