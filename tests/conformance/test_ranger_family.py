@@ -49,6 +49,14 @@ def test_micro_batches_give_the_whole_batch(make):
     assert_same_weights(parts, trained(make()), 1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch.compile's own modules
+@every_optimizer
+def test_jit_compile(make):
+    compiled = trained(make(), batch_size=24, epochs=1, jit_compile=True)
+    eager = trained(make(), batch_size=24, epochs=1, run_eagerly=True, jit_compile=False)
+    assert_same_weights(compiled, eager, 1e-5)
+
+
 @every_optimizer
 def test_windows_give_the_whole_batch(make):
     if isinstance(make(), ranger.RangerOptimizer):

@@ -27,6 +27,7 @@ descend = _active.descend
 devices = _active.devices
 divide = _active.divide
 has_value = _active.has_value
+initial_value = _active.initial_value
 kept = _active.kept
 peak_memory = _active.peak_memory
 plus = _active.plus

@@ -99,6 +99,11 @@ def run_if(predicate, function, variables):
         variable.assign(value)
 
 
+def initial_value(variable):
+    """Return the value of `variable` as a NumPy array."""
+    return keras.ops.convert_to_numpy(variable.value)
+
+
 def kept(model):
     """Return a context that leaves as it was what Keras' variables don't hold: there is nothing."""
     return contextlib.nullcontext()

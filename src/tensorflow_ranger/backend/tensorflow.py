@@ -2,6 +2,7 @@
 
 import contextlib
 
+import keras
 import tensorflow as tf
 
 from tensorflow_ranger.backend import process
@@ -112,6 +113,12 @@ def run_if(predicate, function, variables):
 def _ended(function):
     function()
     return (tf.constant(False),)
+
+
+def initial_value(variable):
+    """Return the value of `variable` as a NumPy array, from within a trace, too."""
+    with tf.init_scope():
+        return keras.ops.convert_to_numpy(variable.value)
 
 
 def kept(model):

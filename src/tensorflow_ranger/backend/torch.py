@@ -2,6 +2,7 @@
 
 import contextlib
 
+import keras
 import torch
 
 from tensorflow_ranger.backend import process
@@ -83,6 +84,11 @@ def run_if(predicate, function, variables):
 
 
 @torch.no_grad()
+def initial_value(variable):
+    """Return the value of `variable` as a NumPy array."""
+    return keras.ops.convert_to_numpy(variable.value)
+
+
 @contextlib.contextmanager
 def kept(model):
     """Leave PyTorch's generators and the gradients of the model's parameters as they were."""

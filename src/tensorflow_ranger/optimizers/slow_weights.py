@@ -56,8 +56,10 @@ class SlowWeights:
 
 def _value_of(variable):
     # Keras on TensorFlow builds optimizers within a trace, where an assignment would be part of
-    # the step. An initializer is not.
+    # the step, and where XLA takes no initializer that reads a variable.
+    value = backend.initial_value(variable)
+
     def initializer(shape, dtype):
-        return ops.copy(ops.cast(variable.value, dtype))
+        return ops.convert_to_tensor(value, dtype=dtype)
 
     return initializer
