@@ -83,7 +83,6 @@ def run_if(predicate, function, variables):
         function()
 
 
-@torch.no_grad()
 def initial_value(variable):
     """Return the value of `variable` as a NumPy array."""
     return keras.ops.convert_to_numpy(variable.value)
@@ -114,6 +113,7 @@ def apply(optimizer, gradients, variables):
     optimizer.apply(gradients, variables)
 
 
+@torch.no_grad()
 def plus(total, gradient, factor):
     """Add ``factor * gradient`` to `total` and return it, where a `factor` of None is 1."""
     return total.add_(gradient.to(total.dtype), alpha=1.0 if factor is None else float(factor))

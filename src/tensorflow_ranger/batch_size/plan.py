@@ -29,12 +29,14 @@ class MicrobatchPlan:
         candidates: The sizes that were looked at, the smallest first.
         chosen: The size in use.
         reason: Why, in words.
+        measuring: Whether other sizes are still to be tried.
     """
 
     batch: int | None
     candidates: tuple[Candidate, ...]
     chosen: int | None
     reason: str
+    measuring: bool = False
 
     def __str__(self):
         lines = [f"{'micro-batch':>12} {'memory':>12} {'per sample':>12}  chosen"]

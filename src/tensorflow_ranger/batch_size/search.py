@@ -91,7 +91,7 @@ class Search:
             )
             for size in known
         )
-        return MicrobatchPlan(self._batch, candidates, self.size, self._reason())
+        return MicrobatchPlan(self._batch, candidates, self.size, self._reason(), not self.done)
 
     def _reason(self):
         refused = ", ".join(str(size) for size in sorted(self._refused))

@@ -28,30 +28,33 @@ def build(settings, total_updates):
 
     ours = {"radam": RAdam, "ranger": Ranger, "ranger21": Ranger21}
     name = settings.optimizer.lower()
-    learning_rate = {}
+    arguments, added = {}, {}
     if settings.learning_rate is not None:
-        learning_rate = {"learning_rate": settings.learning_rate}
-    added = {}
+        arguments["learning_rate"] = settings.learning_rate
+    if name == "ranger21":
+        arguments["total_updates"] = total_updates
     if settings.lookahead:
         added["lookahead"] = Lookahead()
     if settings.centralize:
         added["centralize"] = True
+    if name in ours and settings.microbatch is not None:
+        return ours[name](**arguments, **added)
     if name in ours:
-        length = {"total_updates": total_updates} if name == "ranger21" else {}
-        if settings.microbatch is not None:
-            return ours[name](**learning_rate, **length, **added)
-        inner, learning_rate = ours[name](**learning_rate, **length), {}
+        inner = ours[name](**arguments)
     else:
-        inner = settings.optimizer
+        inner = _of_keras(settings.optimizer, arguments, ours)
+    if settings.microbatch is not None and not added:
+        return inner
+    return RangerOptimizer(accumulation_steps=settings.accumulation_steps, inner=inner, **added)
+
+
+def _of_keras(name, arguments, ours):
+    from tensorflow_ranger.optimizers import inner
+
     try:
-        optimizer = RangerOptimizer(
-            accumulation_steps=settings.accumulation_steps, inner=inner, **learning_rate, **added
-        )
+        return inner.resolve(name, **arguments)
     except (KeyError, TypeError, ValueError) as error:  # Keras' KeyError: one that wraps another
         raise UsageError(
             f"--optimizer must be {', '.join(ours)}, or name a Keras optimizer, such as sgd, adam "
-            f"or adamw: got {settings.optimizer!r}"
+            f"or adamw: got {name!r}"
         ) from error
-    if settings.microbatch is not None and not added:
-        return optimizer.inner_optimizer
-    return optimizer

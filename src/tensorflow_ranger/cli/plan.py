@@ -93,7 +93,7 @@ def _measure(model, batch_size, memory_limit, length):
             yield batch
 
     def stop_when_planned(batch, logs):
-        model.stop_training = not _is_measuring(model.microbatch_plan)
+        model.stop_training = not model.microbatch_plan.measuring
 
     microbatch(model, options.AUTO, memory_limit=memory_limit)
     model.fit(
@@ -102,7 +102,3 @@ def _measure(model, batch_size, memory_limit, length):
         verbose=0,
         callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=stop_when_planned)],
     )
-
-
-def _is_measuring(plan):
-    return plan.reason.startswith("Still measuring")

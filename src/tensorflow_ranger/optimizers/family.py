@@ -69,7 +69,7 @@ class FamilyOptimizer(keras.optimizers.Optimizer):
         self._build_slots(variables)
         self._slow = None
         if self.lookahead is not None:
-            self._slow = SlowWeights(self.lookahead, variables, self._add_slot)
+            self._slow = SlowWeights(self.lookahead, variables, self)
 
     def apply(self, grads, trainable_variables=None):
         """Update the variables, and let the slow weights follow.
@@ -121,12 +121,3 @@ class FamilyOptimizer(keras.optimizers.Optimizer):
         ]
         gradients = self._shaping.shaped(gradients, trainable_variables)
         self._update(gradients, trainable_variables, learning_rate)
-
-    def _add_slot(self, variable, name, dtype=None, initializer="zeros"):
-        return self.add_variable(
-            shape=variable.shape,
-            dtype=dtype or accumulator_dtype(variable.dtype),
-            initializer=initializer,
-            layout=getattr(variable, "_layout", None),
-            name=f"{variable.path}_{name}".replace("/", "_").replace(":", "_"),
-        )

@@ -5,6 +5,7 @@ import keras
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
 from tensorflow_ranger.optimizers.family import FamilyOptimizer
+from tensorflow_ranger.optimizers.slots import add_slot
 from tensorflow_ranger.rules import radam
 
 
@@ -75,8 +76,8 @@ class RAdam(FamilyOptimizer):
         self.beta_2 = float(beta_2)
 
     def _build_slots(self, variables):
-        self._momentums = [self._add_slot(v, "momentum") for v in variables]
-        self._velocities = [self._add_slot(v, "velocity") for v in variables]
+        self._momentums = [add_slot(self, v, "momentum") for v in variables]
+        self._velocities = [add_slot(self, v, "velocity") for v in variables]
 
     def _update(self, gradients, variables, learning_rate):
         indices = [self._get_variable_index(variable) for variable in variables]

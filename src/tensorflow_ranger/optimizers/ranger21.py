@@ -10,6 +10,7 @@ from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
 from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.optimizers.family import FamilyOptimizer
 from tensorflow_ranger.optimizers.gradient_shaping import unit_axes
+from tensorflow_ranger.optimizers.slots import add_slot
 from tensorflow_ranger.rules import norm_loss, positive_negative_momentum, schedules
 from tensorflow_ranger.rules.bias_correction import bias_correction
 from tensorflow_ranger.rules.clipping import AdaptiveGradientClipping
@@ -181,8 +182,8 @@ class Ranger21(FamilyOptimizer):
         names = ["odd_momentum", "even_momentum"]
         if self.positive_negative is None:
             names = ["momentum"]
-        self._momentums = [[self._add_slot(v, name) for v in variables] for name in names]
-        self._velocities = [self._add_slot(v, "velocity") for v in variables]
+        self._momentums = [[add_slot(self, v, name) for v in variables] for name in names]
+        self._velocities = [add_slot(self, v, "velocity") for v in variables]
 
     def _update(self, gradients, variables, learning_rate):
         dtype = accumulator_dtype(keras.config.floatx())

@@ -11,6 +11,7 @@ from tensorflow_ranger.accumulation.window import Window
 from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.optimizers import inner as inner_optimizers
 from tensorflow_ranger.optimizers.gradient_shaping import GradientShaping
+from tensorflow_ranger.optimizers.slots import add_slot
 from tensorflow_ranger.optimizers.slow_weights import SlowWeights
 from tensorflow_ranger.optimizers.wrapper import OptimizerWrapper
 
@@ -141,7 +142,7 @@ class RangerOptimizer(OptimizerWrapper):
             list(variables), self._add_accumulator, self._add_state, self.accumulator_dtype
         )
         if self.lookahead is not None:
-            self._slow = SlowWeights(self.lookahead, list(variables), self._add_slow)
+            self._slow = SlowWeights(self.lookahead, list(variables), self)
         super().build(variables)
 
     def apply(self, grads, trainable_variables=None, mass=None):
@@ -324,28 +325,13 @@ class RangerOptimizer(OptimizerWrapper):
             state.update({f"slow_{i}": slow for i, slow in enumerate(self._slow.variables)})
         return state
 
-    def _add_slow(self, variable, name, dtype, initializer):
-        return self.add_variable(
-            shape=variable.shape,
-            dtype=dtype,
-            initializer=initializer,
-            layout=getattr(variable, "_layout", None),
-            name=f"{variable.path}_{name}".replace("/", "_").replace(":", "_"),
-        )
-
     def _add_accumulator(self, variable, dtype):
         if not backend.supports_dtype(dtype):
             raise ValueError(
                 f"accumulator_dtype={dtype!r} is switched off on JAX. Switch it on first: "
                 'jax.config.update("jax_enable_x64", True).'
             )
-        path = getattr(variable, "path", variable.name)
-        return self.add_variable(
-            shape=variable.shape,
-            dtype=dtype,
-            layout=getattr(variable, "_layout", None),
-            name=f"{path}_window_sum".replace("/", "_").replace(":", "_"),
-        )
+        return add_slot(self, variable, "window_sum", dtype)
 
     def _add_state(self, name, shape, dtype):
         return self.add_variable(

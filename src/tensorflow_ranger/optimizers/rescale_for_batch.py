@@ -1,11 +1,12 @@
 """The same optimizer for another effective batch: its learning rate and betas, rescaled."""
 
 import math
-import numbers
 import warnings
 
 import keras
 import numpy as np
+
+from tensorflow_ranger.optimizers import arguments
 
 # No source derives the square root rule for these. A `beta_1` or `rho` among their settings is
 # another thing than in Adam and RMSprop: Lion takes a sign, ScheduleFreeAdamW interpolates.
@@ -239,12 +240,12 @@ def _multiplied(config, factor):
 
 
 def _batch(name, value):
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(
-            f"{name} must be an integer >= 1: got {value!r}. It is the number of samples of one "
-            "update: micro-batch times accumulation_steps times replicas."
-        )
-    return int(value)
+    return arguments.count(
+        name,
+        value,
+        "It is the number of samples of one update: micro-batch times accumulation_steps times "
+        "replicas.",
+    )
 
 
 def _wrapped(optimizer):

@@ -3,7 +3,7 @@
 from keras import ops
 
 from tensorflow_ranger import backend
-from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
+from tensorflow_ranger.optimizers.slots import add_slot
 
 
 class SlowWeights:
@@ -12,22 +12,20 @@ class SlowWeights:
     Args:
         lookahead: A `Lookahead`.
         variables: List of the trainable variables.
-        add_variable: Function ``(variable, name, dtype, initializer) -> variable`` that makes an
-            optimizer's.
+        optimizer: The optimizer whose variables they are.
     """
 
-    def __init__(self, lookahead, variables, add_variable):
+    def __init__(self, lookahead, variables, optimizer):
         self._lookahead = lookahead
         self._places = {id(variable): place for place, variable in enumerate(variables)}
         self.variables = [
-            add_variable(variable, "slow", accumulator_dtype(variable.dtype), _value_of(variable))
+            add_slot(optimizer, variable, "slow", initializer=_value_of(variable))
             for variable in variables
         ]
 
     def reset(self, variables):
         """Make the slow weights copies of the weights."""
-        for slow, variable in zip(self.variables, variables, strict=True):
-            slow.assign(ops.copy(ops.cast(variable.value, slow.dtype)))
+        _copy(variables, self.variables)
 
     def follow(self, updates, variables):
         """Let the slow weights follow if `updates` is a multiple of k.
@@ -40,8 +38,8 @@ class SlowWeights:
 
         def follow():
             backend.blend(slow, [theta.value for theta in variables], self._lookahead.alpha)
-            for phi, theta in zip(slow, variables, strict=True):
-                theta.assign(ops.copy(ops.cast(phi.value, theta.dtype)))
+            _copy(slow, variables)
+            for theta in variables:
                 if theta.constraint is not None:
                     theta.assign(theta.constraint(theta))
 
@@ -50,8 +48,13 @@ class SlowWeights:
 
     def load(self, variables):
         """Assign the slow weights to the weights."""
-        for phi, theta in zip(self.variables, variables, strict=True):
-            theta.assign(ops.copy(ops.cast(phi.value, theta.dtype)))
+        _copy(self.variables, variables)
+
+
+def _copy(sources, targets):
+    for source, target in zip(sources, targets, strict=True):
+        # Without a copy both would be one array on JAX, which can't be donated twice.
+        target.assign(ops.copy(ops.cast(source.value, target.dtype)))
 
 
 def _value_of(variable):
