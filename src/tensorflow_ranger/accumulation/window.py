@@ -38,6 +38,16 @@ class Window:
         return [*self._buffer.sums, self.mass, self.micro_batches, self.has_gradient]
 
     @property
+    def shares(self):
+        """The variables of which each replica has a share: the sums and the mass."""
+        return [*self._buffer.sums, self.mass]
+
+    @property
+    def share_names(self):
+        """The names that `state` gives to the `shares`."""
+        return [f"window_sum_{i}" for i in range(len(self._buffer.sums))] + ["window_mass"]
+
+    @property
     def state(self):
         """The window's variables by the names they are saved under."""
         sums = {f"window_sum_{i}": total for i, total in enumerate(self._buffer.sums)}
@@ -48,7 +58,7 @@ class Window:
             "skipped_micro_batches": self.skipped_micro_batches,
         }
 
-    def add(self, gradients, mass, loss_scale=1.0, skip_nonfinite=True):
+    def add(self, gradients, mass, loss_scale=1.0, skip_nonfinite=True, agreed=None):
         """Add one micro-batch.
 
         Args:
@@ -57,6 +67,8 @@ class Window:
                 fills its place in the window and adds nothing, whatever its gradient.
             loss_scale: Number > 0 that the loss was multiplied by.
             skip_nonfinite: Whether to leave out a micro-batch with an infinite or NaN gradient.
+            agreed: Function from a scalar bool to whether it holds on every replica, or None for
+                one replica.
         """
         present = [gradient is not None for gradient in gradients]
         added = counted = True
@@ -67,6 +79,9 @@ class Window:
             if not isinstance(mass, float):
                 added = added & backend.all_finite([mass]) & (mass >= 0)
             counted = ops.logical_or(added, ops.equal(mass, 0.0))
+            if agreed is not None:
+                counted = agreed(counted)
+                added = ops.logical_and(added, counted)
         self._buffer.add(gradients, mass / loss_scale, added)
         self.mass.assign_add(ops.where(added, ops.cast(mass, self.mass.dtype), 0.0))
         self.has_gradient.assign(

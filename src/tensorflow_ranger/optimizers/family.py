@@ -5,7 +5,7 @@ from keras import ops
 
 from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
 from tensorflow_ranger.optimizers import arguments
-from tensorflow_ranger.optimizers.gradient_shaping import GradientShaping
+from tensorflow_ranger.optimizers.gradient_shaping import GradientShaping, dense
 from tensorflow_ranger.optimizers.slow_weights import SlowWeights
 
 
@@ -115,8 +115,11 @@ class FamilyOptimizer(keras.optimizers.Optimizer):
         }
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        if keras.config.backend() == "tensorflow":
+            pairs = list(zip(grads, trainable_variables, strict=True))
+            grads = [gradient for gradient, _ in self._all_reduce_sum_gradients(pairs)]
         gradients = [
-            ops.cast(ops.convert_to_tensor(gradient), accumulator_dtype(variable.dtype))
+            ops.cast(dense(gradient, variable), accumulator_dtype(variable.dtype))
             for gradient, variable in zip(grads, trainable_variables, strict=True)
         ]
         gradients = self._shaping.shaped(gradients, trainable_variables)

@@ -8,6 +8,8 @@ from keras import ops
 
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.window import Window
+from tensorflow_ranger.backend import replicas
+from tensorflow_ranger.distribution.merging import everywhere, merge_window, require_replicas
 from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.optimizers import inner as inner_optimizers
 from tensorflow_ranger.optimizers.gradient_shaping import GradientShaping
@@ -110,6 +112,8 @@ class RangerOptimizer(OptimizerWrapper):
         self._shaping = GradientShaping(self.adaptive_clipping, self.centralize)
         self._slow = None
         self._reported_skips = 0
+        self.gradients_are_merged = False
+        replicas.take_merged(inner_optimizer)
 
     @property
     def accumulation_steps(self):
@@ -138,6 +142,7 @@ class RangerOptimizer(OptimizerWrapper):
         """Create the window's and the inner optimizer's variables for `variables`."""
         if self.built:
             return
+        require_replicas(variables)
         self._window = Window(
             list(variables), self._add_accumulator, self._add_state, self.accumulator_dtype
         )
@@ -167,12 +172,15 @@ class RangerOptimizer(OptimizerWrapper):
         if trainable_variables is not None and not self.built:
             with keras.name_scope(self.name, caller=self):
                 self.build(list(trainable_variables))
+        weighted = mass is not None
         mass = arguments.mass(mass, self.reduction)
         gradients = self._aligned(grads, trainable_variables)
         present = [gradient is not None for gradient in gradients]
         with keras.name_scope(self.name, caller=self):
-            self._window.add(gradients, mass, self.loss_scale_factor or 1.0, self.skip_nonfinite)
-            backend.run_if(
+            self._window.add(
+                gradients, mass, self._loss_scale(weighted), self.skip_nonfinite, self._agreed
+            )
+            replicas.run_if(
                 ops.greater_equal(self._window.micro_batches, self._accumulation_steps),
                 lambda: self._close_window(present),
                 self._updated_variables,
@@ -236,7 +244,7 @@ class RangerOptimizer(OptimizerWrapper):
         """
         # After a step that failed, Keras on JAX has no values to go on with, and the error to show.
         if self.built and backend.has_value(self._window.micro_batches):
-            backend.run_if(
+            replicas.run_if(
                 ops.greater(self._window.micro_batches, 0),
                 lambda: self._close_window([False] * len(self._trainable_variables)),
                 self._updated_variables,
@@ -276,7 +284,8 @@ class RangerOptimizer(OptimizerWrapper):
         """Save the inner optimizer as Keras saves it alone, and the window beside it."""
         self.inner_optimizer.save_own_variables(store)
         for name, variable in self._window_state().items():
-            store[name] = ops.convert_to_numpy(variable.value)
+            shared = name in self._shares
+            store[name] = replicas.total(variable) if shared else _array(variable)
 
     def load_own_variables(self, store):
         """Load what `save_own_variables` saved, or a plain optimizer's checkpoint.
@@ -308,7 +317,10 @@ class RangerOptimizer(OptimizerWrapper):
                 "model with fewer trainable variables. Load it into the model it was saved from."
             )
         for name, variable in state.items():
-            variable.assign(store[name])
+            if name in self._shares:
+                replicas.assign_share(variable, store[name])
+            else:
+                variable.assign(store[name])
         self._reported_skips = self.skipped_micro_batches
 
     @property
@@ -335,7 +347,7 @@ class RangerOptimizer(OptimizerWrapper):
 
     def _add_state(self, name, shape, dtype):
         return self.add_variable(
-            shape=shape, dtype=dtype, aggregation="only_first_replica", name=name
+            shape=shape, dtype=dtype, aggregation="none", name=name
         )
 
     def _aligned(self, grads, trainable_variables):
@@ -353,7 +365,26 @@ class RangerOptimizer(OptimizerWrapper):
             aligned[self._get_variable_index(variable)] = gradient
         return aligned
 
+    @property
+    def _shares(self):
+        # The names of what is saved as the sum of the replicas' values.
+        if not self.built or not replicas.has_several(self._trainable_variables):
+            return ()
+        return self._window.share_names
+
+    def _agreed(self, flag):
+        return flag if self.gradients_are_merged else everywhere(flag)
+
+    def _loss_scale(self, weighted):
+        # What the gradients are divided by, to be those of a replica's own mean loss.
+        scale = self.loss_scale_factor or 1.0
+        if weighted or self.gradients_are_merged or self.reduction == "sum":
+            return scale
+        return scale / replicas.loss_divisor()
+
     def _close_window(self, present):
+        if not self.gradients_are_merged:
+            merge_window(self._window)
         seen = backend.static_value(self._window.has_gradient.value)
         if seen is not None:
             self._update(list(seen))
@@ -404,6 +435,10 @@ def _count(variable):
             "In a callback on JAX, go through self.model.optimizer, which fetches it."
         )
     return int(ops.convert_to_numpy(variable.value))
+
+
+def _array(variable):
+    return ops.convert_to_numpy(variable.value)
 
 
 def _checked_steps(value):

@@ -6,6 +6,8 @@ import warnings
 import keras
 from keras import ops
 
+from tensorflow_ranger.backend import replicas
+
 _MEANS = ("mean", "sum_over_batch_size")
 
 
@@ -27,6 +29,7 @@ class LossShares:
         self._compile_loss = model._compile_loss
         self._is_own = type(model).compute_loss is not keras.Model.compute_loss
         self._places = []
+        self._divided = []
         self.needs_masks = False
         self.not_means = []
         if self._is_own:
@@ -50,7 +53,7 @@ class LossShares:
 
     def inspect(self, y, y_pred, sample_weight):
         """Learn from one micro-batch's predictions what each loss divides by."""
-        self._places, self.needs_masks, self.not_means = [], False, []
+        self._places, self.needs_masks, self.not_means, self._divided = [], False, [], []
         self._structure = keras.tree.map_structure(lambda _: None, y_pred)
 
         def look(place, loss, y_true, y_pred, sample_weight):
@@ -60,8 +63,12 @@ class LossShares:
             if _mass(loss, y_pred, sample_weight) is not None:
                 self._places.append(place)
                 self.needs_masks |= _mask(y_pred) is not None
-            if loss.reduction != "sum" and _returns_scalar(loss, y_true, y_pred):
+            if loss.reduction == "sum":
+                return
+            if _returns_scalar(loss, y_true, y_pred):
                 self.not_means.append(loss.name)
+            elif loss.reduction not in (None, "none"):
+                self._divided.append(place)
 
         self._for_each(look, y, y_pred, sample_weight)
         if self.not_means:
@@ -103,6 +110,7 @@ class LossShares:
             loss = self._model._compute_loss(
                 x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
             )
+            loss = _undivided(loss)
             loss = loss * ops.cast(fraction, loss.dtype)
             return loss, loss, []
         parts, unlogged = [], []
@@ -111,6 +119,8 @@ class LossShares:
             if place in self._places and sample_weight is not None:
                 sample_weight = ops.copy(sample_weight)  # Keras masks it in place on PyTorch
             value = loss(y_true, y_pred, sample_weight)
+            if place in self._divided:
+                value = _undivided(value)
             if len(value.shape) > 0:
                 # Without a reduction Keras differentiates the sum, and reports the mean.
                 part = ops.mean(value) * ops.cast(fraction, value.dtype)
@@ -154,7 +164,7 @@ class LossShares:
     def _added(self, x, fraction):
         rows = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None).shape[0]
         for loss in self._model.losses:
-            value = self._model._aggregate_additional_loss(loss)
+            value = _undivided(self._model._aggregate_additional_loss(loss))
             per_sample = len(loss.shape) > 0 and loss.shape[0] in (None, rows)
             yield value if per_sample else value * ops.cast(fraction, value.dtype)
 
@@ -187,6 +197,12 @@ class _Stand:
     def __call__(self, y_true, y_pred, sample_weight=None):
         value = self._function(self._place, self._loss, y_true, y_pred, sample_weight)
         return ops.zeros((), self._loss.dtype) if value is None else value
+
+
+def _undivided(value):
+    # Keras divides the mean of each replica by their number, and knows one mean for all.
+    divisor = replicas.loss_divisor()
+    return value if divisor == 1 else value * divisor
 
 
 def _is_keras_call(loss):

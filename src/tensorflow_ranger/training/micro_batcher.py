@@ -9,9 +9,10 @@ import keras
 
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.fused import BatchBuffer, MomentumFold
-from tensorflow_ranger.backend import steps
+from tensorflow_ranger.backend import replicas, steps
 from tensorflow_ranger.batch_size.plan import Candidate, MicrobatchPlan, format_bytes
 from tensorflow_ranger.batch_size.search import Search
+from tensorflow_ranger.distribution.merging import merged_gradients, require_replicas
 from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.optimizers.fan_in import tag_fan_in
 from tensorflow_ranger.training.passes import Passes
@@ -65,7 +66,7 @@ class MicroBatcher:
             "tensorflow": lambda: self._run_from_iterator,
             "torch": lambda: lambda data: self._run(None, data[0])[0],
         }
-        _refuse_distribution(model)
+        require_replicas(model.variables)
         model.train_function = runs[keras.config.backend()]()
 
     def _run_from_iterator(self, iterator):
@@ -101,7 +102,8 @@ class MicroBatcher:
             size = min(self._size, samples)
             begun = self._begin_measuring(samples)
             try:
-                logs, state = step.run(state, data, size, rows)
+                with merged_gradients(self._model.optimizer):
+                    logs, state = step.run(state, data, size, rows)
             except Exception as error:
                 if not steps.is_out_of_memory(error):
                     raise
@@ -126,12 +128,14 @@ class MicroBatcher:
                     "makes of a micro-batch. Use loop=None."
                 )
             loop = "host" if passes.has_own_metrics else steps.default_loop(compiled)
-            self._steps[key] = steps.Step(passes, self._loop or loop, compiled)
+            self._steps[key] = steps.make_step(passes, self._loop or loop, compiled)
         return self._steps[key]
 
     def _make_accumulator(self):
         optimizer, variables = self._model.optimizer, self._model.trainable_variables
         obstacle = MomentumFold.obstacle(optimizer, variables, self._dtype)
+        if replicas.has_several(variables):
+            obstacle = "several replicas would each hold the momentum"
         if self._accumulator == "fold" and obstacle is not None:
             raise ValueError(
                 f"accumulator='fold' is exact for SGD with momentum alone: {obstacle}. "
@@ -225,7 +229,7 @@ class MicroBatcher:
 
 def _samples(data):
     leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
-    counts = {leaf.shape[0] if len(leaf.shape) else -1 for leaf in leaves}
+    counts = {steps.rows(leaf) for leaf in leaves}
     if len(counts) > 1 or counts == {-1}:
         raise ValueError(
             "The arrays of a batch must have one leading axis, its samples: got shapes "
@@ -240,14 +244,7 @@ def _rows_known_to_graph(iterator, data, model):
     spec = getattr(iterator, "element_spec", None)
     if spec is None or model.run_eagerly:
         return "all"
+    if replicas.has_several(model.variables):
+        return None
     return next(leaf for leaf in keras.tree.flatten(spec) if leaf is not None).shape[0]
 
-
-def _refuse_distribution(model):
-    strategy = getattr(model, "_distribute_strategy", None)
-    if strategy is not None or keras.distribution.distribution() is not None:
-        raise ValueError(
-            "microbatch trains on one device: got "
-            f"{strategy or keras.distribution.distribution()}. Use RangerOptimizer, or train "
-            "without a distribution."
-        )

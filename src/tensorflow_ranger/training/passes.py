@@ -7,7 +7,8 @@ import keras
 from keras import ops
 
 from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
-from tensorflow_ranger.backend import steps
+from tensorflow_ranger.backend import replicas, steps
+from tensorflow_ranger.distribution.carry import merged, next_seed, own_seed
 from tensorflow_ranger.training.loss_shares import LossShares
 
 
@@ -32,6 +33,9 @@ class Passes:
     and the batch ends with the mean of what they made of it, weighted by samples. For the moving
     variance of `BatchNormalization` the spread between the micro-batches' means is added (law of
     total variance). Seeds advance with every micro-batch.
+
+    Replicas agree on the batch's masses before the first micro-batch (`agreed`), draw from seeds of
+    their own, and add up what they have found in `finish`.
 
     Args:
         model: A compiled and built Keras model.
@@ -93,6 +97,13 @@ class Passes:
         scaled = self.model.optimizer.scale_loss(one)
         return self.accumulator.factor(), None if scaled is one else scaled
 
+    def agreed(self, samples, masses):
+        """Return the batch's samples and masses, from those of this replica's part of it."""
+        if replicas.count() == 1:
+            return samples, masses
+        samples, *sums = replicas.sum_over([samples, *(masses or ())])
+        return samples, masses and sums
+
     def measure(self, data):
         """Return the masses of a micro-batch, one scalar per loss."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -104,7 +115,7 @@ class Passes:
         """Return the carry that a batch begins with."""
         zero = ops.zeros((), self._dtype)
         return {
-            "seeds": [v.value for v in self.seeds],
+            "seeds": [own_seed(v.value) for v in self.seeds],
             "metrics": [v.value for v in self.metrics],
             "averages": [v.value for v in self._averaged],
             "spreads": [ops.zeros_like(self._averaged[i].value) for i in self._normalizations],
@@ -113,7 +124,7 @@ class Passes:
             "parts": [ops.zeros((), loss.loss.dtype) for loss in self.shares.losses],
         }
 
-    def add(self, totals, carry, data, whole):
+    def add(self, totals, carry, data, whole, part=None):
         """Add one micro-batch.
 
         Args:
@@ -121,6 +132,7 @@ class Passes:
             carry: The carry of the micro-batches before.
             data: Tuple ``(x, y, sample_weight)``, as Keras' train steps take it.
             whole: `Whole` of the batch.
+            part: What of the micro-batch counts here, 1/n if n replicas run it, or None for all.
 
         Returns:
             Tuple ``(totals, carry, logs)``; logs is what a model's own `compute_metrics` returned,
@@ -133,6 +145,8 @@ class Passes:
             with self._scope(weights, carry) as scope:
                 y_pred = self.call(x)
                 loss, logged, parts = self.shares.of(x, y, y_pred, sample_weight, samples, whole)
+                if part is not None:
+                    loss, logged, *parts = [value * part for value in (loss, logged, *parts)]
                 values = [scope.get_current_value(v) for v in [*self.seeds, *self._averaged]]
                 metrics = [scope.get_current_value(v) for v in self.metrics]
             scaled = loss if whole.scale is None else loss * ops.cast(whole.scale, loss.dtype)
@@ -150,6 +164,12 @@ class Passes:
 
             logs = self._update_metrics(x, y, y_pred, sample_weight, track)
             metrics = [scope.get_current_value(v) for v in self.metrics]
+        if part is not None:
+            samples = samples * part
+            metrics = [
+                old + ops.cast((new - old) * part, old.dtype)
+                for old, new in zip(carry["metrics"], metrics, strict=True)
+            ]
         seeds, averages = values[: len(self.seeds)], values[len(self.seeds) :]
         averages, spreads = self._mean_state(carry, averages, samples)
         carry = {
@@ -171,13 +191,16 @@ class Passes:
             carry: The carry after the last micro-batch.
             rows: Samples of the batch as an int, or None where a graph does not know them.
         """
-        for group, variables in (("seeds", self.seeds), ("metrics", self.metrics)):
-            for variable, value in zip(variables, carry[group], strict=True):
-                variable.assign(value)
+        totals, carry = self._over_replicas(totals, carry)
+        for variable, value in zip(self.seeds, carry["seeds"], strict=True):
+            variable.assign(next_seed(variable.value, value))
+        for variable, value in zip(self.metrics, carry["metrics"], strict=True):
+            variable.assign(value)
         for variable, value in zip(self._averaged, self._final_state(carry), strict=True):
             variable.assign(value)
         if not self.has_own_metrics:
-            self._track(carry["loss"], carry["parts"], carry["samples"], rows)
+            rows = rows if replicas.count() == 1 or rows is None else carry["counted"]
+            self._track(carry["loss"], carry["parts"], carry["counted"], rows)
         if self.weights:
             self.accumulator.close(
                 [t if has else None for t, has in zip(totals, self.has_gradient, strict=True)]
@@ -215,6 +238,17 @@ class Passes:
             mapping += zip(self.seeds, carry["seeds"], strict=True)
             mapping += zip(self.metrics, carry["metrics"], strict=True)
         return keras.StatelessScope(mapping, collect_losses=True)
+
+    def _over_replicas(self, totals, carry):
+        if replicas.count() == 1:
+            return totals, carry | {"counted": carry["samples"]}
+        return merged(
+            totals,
+            carry,
+            [v.value for v in self.metrics],
+            [v.value for v in self._averaged],
+            [mean for mean, _ in self._normalizations.values()],
+        )
 
     def _mean_state(self, carry, values, samples):
         # Welford's running mean and sum of squares, with samples as weights.

@@ -1,6 +1,6 @@
 """Training steps that run a batch in micro-batches, one module per backend.
 
-Each module gives the class `Step`, which runs the functions of a ``passes`` object, and the
+Each module gives `make_step`, whose steps run the functions of a ``passes`` object, and the
 functions those call: `add_gradients` and `current_values`.
 """
 
@@ -12,8 +12,9 @@ _active = importlib.import_module(f"{__name__}.{keras.config.backend()}")
 
 KNOWS_MEMORY = _active.KNOWS_MEMORY
 
-Step = _active.Step
 add_gradients = _active.add_gradients
 current_values = _active.current_values
 default_loop = _active.default_loop
 is_out_of_memory = _active.is_out_of_memory
+make_step = _active.make_step
+rows = _active.rows

@@ -1,15 +1,12 @@
-"""JAX: pure compiled functions of the state, whose buffers are donated."""
-
-import functools
-import math
-from typing import Any
+"""JAX: what is known of its steps before one is made, and which one is made."""
 
 import jax
-import jax.numpy as jnp
-import keras
-import numpy as np
 
-from tensorflow_ranger.backend.steps.samples import count, cut, split
+from tensorflow_ranger.backend import replicas
+from tensorflow_ranger.backend.steps.jax_replicas import Mesh, ReplicaStep
+from tensorflow_ranger.backend.steps.jax_step import JaxStep
+from tensorflow_ranger.backend.steps.jax_step import add_gradients as add_gradients
+from tensorflow_ranger.backend.steps.jax_step import current_values as current_values
 
 KNOWS_MEMORY = True  # before a step has run
 
@@ -20,6 +17,13 @@ def default_loop(compiled):
     return "device" if compiled and jax.default_backend() != "cpu" else "host"
 
 
+def rows(leaf):
+    """Return the number of samples that `leaf` of a batch gives to a replica at most."""
+    if not len(leaf.shape):
+        return -1
+    return Mesh().rows(leaf) if replicas.has_several(()) else leaf.shape[0]
+
+
 def is_out_of_memory(error):
     """Return whether `error` says that memory ran out."""
     return isinstance(error, MemoryError) or (
@@ -27,267 +31,8 @@ def is_out_of_memory(error):
     )
 
 
-def current_values(variables):
-    """Return pairs of the variables and the values an inner scope must be told."""
-    return [(variable, variable.value) for variable in variables]
-
-
-def add_gradients(share, passes, totals, factor):
-    """Add the gradient of ``share(weights)`` to the totals.
-
-    Args:
-        share: Function of the trainable variables' values that returns ``(loss, aux)``.
-        passes: Object with `weights` and `accumulator`.
-        totals: The accumulator's totals.
-        factor: Scalar that gradients are multiplied by, or None.
-
-    Returns:
-        Tuple ``(totals, aux)``.
-    """
-    values = [weight.value for weight in passes.weights]
-    gradient = jax.grad(share, has_aux=True)
-    gradients, aux = gradient(values) if values else ([], share(values)[1])
-    totals = [
-        passes.accumulator.add(i, total, gradient, factor)
-        for i, (total, gradient) in enumerate(zip(totals, gradients, strict=True))
-    ]
-    return totals, aux
-
-
-class Step:
-    """Runs a batch: `run` returns the logs and the next state.
-
-    Args:
-        passes: The functions of the batch.
-        loop: "device" for one compiled function with a `lax.scan`; "host" for one compiled
-            function per micro-batch, called from Python.
-        compiled: Whether to compile at all.
-    """
-
-    def __init__(self, passes, loop, compiled):
-        self._passes = passes
-        self._loop = loop
-        self._prepared = False
-        model = passes.model
-        self._trainable = passes.weights
-        self._non_trainable = model.non_trainable_variables
-        self._optimizer = model.optimizer.variables
-        self._metrics = passes.metrics
-        self._known = {}
-        self._compiled = bool(compiled)
-        self._begin: Any
-        self._add: Any
-        self._whole: Any
-        if not compiled:
-            self._begin, self._measure, self._add = self._open, self._weigh, self._add_part
-            self._finish, self._whole = self._close, self._run_on_device
-            return
-        self._begin = jax.jit(self._open, donate_argnums=0)
-        self._measure = jax.jit(self._weigh)
-        self._add = jax.jit(self._add_part, donate_argnums=0)
-        # Totals become the momentum where they live in it; elsewhere they end here.
-        donated = (0, 1, 2) if passes.accumulator.slots else (0, 1)
-        self._finish = jax.jit(self._close, donate_argnums=donated, static_argnums=5)
-        self._whole = jax.jit(self._run_on_device, donate_argnums=0, static_argnums=(2, 3))
-
-    def run(self, state, data, size, rows):
-        """Train on the batch `data`, `size` samples at a time.
-
-        Args:
-            state: Keras' four lists of values: trainable, non-trainable, optimizer, metrics.
-            data: Tuple ``(x, y, sample_weight)`` of the batch.
-            size: Samples per micro-batch.
-            rows: The batch's samples, or None where Keras' own graph would not know them.
-
-        Returns:
-            Tuple ``(logs, state)``.
-        """
-        self._prepare(state, data, size)
-        self._require_memory(state, data, size)
-        if self._loop == "device":
-            return self._whole(state, data, size, rows)
-        return self._run_on_host(state, data, size, rows)
-
-    def _run_on_host(self, state, data, size, rows):
-        trainable, non_trainable, optimizer, metrics = state
-        data = jax.tree.map(np.asarray, data) if jax.default_backend() == "cpu" else data
-        micro_batches = split(data, size)
-        slots = self._passes.accumulator.slots
-        held = [optimizer[slot] for slot in slots]
-        optimizer = list(optimizer)
-        for slot in slots:
-            optimizer[slot] = None
-        totals, carry, factor, scale = self._begin(held, optimizer, non_trainable, metrics)
-        masses = None
-        if self._passes.needs_masses:
-            measured = [self._measure(trainable, non_trainable, m) for m in micro_batches]
-            masses = jax.tree.map(lambda *values: sum(values), *measured)
-        whole = (np.asarray(count(data), carry["samples"].dtype), masses, factor, scale)
-        logs = {}
-        for micro_batch in micro_batches:
-            totals, carry, logs = self._add(
-                totals, carry, trainable, non_trainable, micro_batch, whole
-            )
-        more, state = self._finish(trainable, optimizer, totals, non_trainable, carry, rows)
-        return more | logs, state
-
-    def _open(self, held, optimizer, non_trainable, metrics):
-        with self._scope(optimizer=self._merged(optimizer, held)):
-            totals = [self._passes.accumulator.open(i) for i in range(len(self._trainable))]
-            factor, scale = self._passes.begin()
-        with self._scope(non_trainable=non_trainable, metrics=metrics):
-            return totals, self._passes.carry(), factor, scale
-
-    def _weigh(self, trainable, non_trainable, data):
-        metrics = [None] * len(self._metrics)
-        with self._scope(trainable, non_trainable, metrics=metrics):
-            return self._passes.measure(data)
-
-    def _add_part(self, totals, carry, trainable, non_trainable, data, whole):
-        with self._scope(trainable, non_trainable, metrics=carry["metrics"]):
-            return self._passes.add(totals, carry, data, self._passes.whole(*whole))
-
-    def _close(self, trainable, optimizer, totals, non_trainable, carry, rows):
-        optimizer = self._merged(optimizer, totals if self._passes.accumulator.slots else ())
-        scope = self._scope(trainable, non_trainable, optimizer, carry["metrics"])
-        with scope:
-            logs = self._passes.finish(totals, carry, rows)
-        return logs, self._state(scope)
-
-    def _run_on_device(self, state, data, size, rows):
-        scope = self._scope(*state)
-        with scope:
-            passes = self._passes
-            totals = [passes.accumulator.open(i) for i in range(len(self._trainable))]
-            factor, scale = passes.begin()
-            carry, masses = passes.carry(), None
-            if passes.needs_masses:
-                zero = jax.tree.map(
-                    lambda loss: jnp.zeros((), carry["samples"].dtype), carry["parts"]
-                )
-                masses = scan(
-                    lambda sums, part: jax.tree.map(jnp.add, sums, passes.measure(part)),
-                    zero,
-                    data,
-                    size,
-                )
-            whole = passes.whole(
-                jnp.asarray(count(data), carry["samples"].dtype), masses, factor, scale
-            )
-            totals, carry = scan(
-                lambda state, part: passes.add(*state, part, whole)[:2],
-                (totals, carry),
-                data,
-                size,
-            )
-            logs = passes.finish(totals, carry, rows)
-        return logs, self._state(scope)
-
-    def temporaries(self, state, data, size):
-        """Return the bytes XLA needs beside arguments and results, before anything runs."""
-        self._prepare(state, data, size)
-        return self._analysis(state, data, size)[0]
-
-    def memory(self, state, data, size):
-        """Return the bytes a batch needs in all: weights, optimizer, samples and temporaries."""
-        held = sum(leaf.nbytes for leaf in jax.tree.leaves((state, data)))
-        return held + sum(self._analysis(state, data, size))
-
-    def _analysis(self, state, data, size):
-        key = (size, tuple(leaf.shape for leaf in jax.tree.leaves(data)))
-        if key not in self._known:
-            self._known[key] = self._analysed(state, data, size)
-        return self._known[key]
-
-    def _analysed(self, state, data, size):
-        """Return the bytes of temporaries, and those of totals that live beside the state."""
-        if not self._compiled:
-            return 0, 0
-        if self._loop == "device":
-            return _temporaries(self._whole.lower(state, data, size, count(data))), 0
-        trainable, non_trainable, optimizer, metrics = state
-        held = [optimizer[slot] for slot in self._passes.accumulator.slots]
-        totals, carry, factor, scale = jax.eval_shape(
-            self._open, held, self._merged(optimizer, ()), non_trainable, metrics
-        )
-        first, masses = cut(data, 0, size), None
-        if self._passes.needs_masses:
-            masses = jax.eval_shape(self._weigh, trainable, non_trainable, first)
-        whole = (carry["samples"], masses, factor, scale)
-        lowered = self._add.lower(totals, carry, trainable, non_trainable, first, whole)
-        extra = 0 if held else sum(math.prod(t.shape) * t.dtype.itemsize for t in totals)
-        return _temporaries(lowered), extra
-
-    def _require_memory(self, state, data, size):
-        # A compiled function that finds no memory has already given up what was donated to it:
-        # ask before, while everything is still there.
-        needed = self.temporaries(state, data, size)
-        if jax.default_backend() == "cpu":
-            # A call gets its temporaries while those of the call before are still there.
-            calls = 2 if self._loop == "host" and size < count(data) else 1
-            np.empty(calls * needed, "uint8")
-            return
-        stats = jax.devices()[0].memory_stats() or {}
-        free = stats.get("bytes_limit", needed) - stats.get("bytes_in_use", 0)
-        if needed > free:
-            raise MemoryError(f"{needed} bytes are needed, {free} are free.")
-
-    def _prepare(self, state, data, size):
-        if self._prepared:
-            return
-
-        def prepare(state, data):
-            with self._scope(*state):
-                self._passes.prepare(data)
-
-        jax.eval_shape(prepare, state, cut(data, 0, size))
-        self._prepared = True
-
-    def _merged(self, optimizer, held):
-        merged = list(optimizer)
-        for slot, value in zip(self._passes.accumulator.slots, held, strict=False):
-            merged[slot] = value
-        return merged
-
-    def _scope(self, trainable=(), non_trainable=(), optimizer=(), metrics=()):
-        groups = (
-            (self._trainable, trainable),
-            (self._non_trainable, non_trainable),
-            (self._optimizer, optimizer),
-            (self._metrics, metrics),
-        )
-        return keras.StatelessScope(
-            [
-                (variable, value)
-                for variables, values in groups
-                for variable, value in zip(variables, values, strict=False)
-                if value is not None
-            ]
-        )
-
-    def _state(self, scope):
-        return tuple(
-            [scope.get_current_value(variable) for variable in group]
-            for group in (self._trainable, self._non_trainable, self._optimizer, self._metrics)
-        )
-
-
-def scan(body, carry, data, size):
-    """Return ``carry = body(carry, micro_batch)`` after the last micro-batch of `data`."""
-    full, rest = divmod(count(data), size)
-
-    def step(carry, start):
-        part = jax.tree.map(
-            functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size),
-            data,
-        )
-        return body(carry, part), None
-
-    if full:
-        carry, _ = jax.lax.scan(step, carry, jnp.arange(full) * size)
-    return body(carry, cut(data, full * size, rest)) if rest else carry
-
-
-def _temporaries(lowered):
-    analysis = lowered.compile().memory_analysis()
-    return 0 if analysis is None else analysis.temp_size_in_bytes
+def make_step(passes, loop, compiled):
+    """Return the step of one device, or that of the replicas of Keras' distribution."""
+    if replicas.has_several(passes.weights):
+        return ReplicaStep(passes)
+    return JaxStep(passes, loop, compiled)

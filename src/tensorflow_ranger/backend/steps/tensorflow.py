@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tensorflow_ranger.backend.replicas.tensorflow import strategy_of
 from tensorflow_ranger.backend.steps.samples import count, cut, split
 
 KNOWS_MEMORY = False  # before a step has run
@@ -12,6 +13,17 @@ def default_loop(compiled):
     """Return "device" or "host": where the loop over micro-batches runs best."""
     # XLA's CPU runs a convolution inside a loop on one thread.
     return "host" if compiled and not tf.config.list_physical_devices("GPU") else "device"
+
+
+def rows(leaf):
+    """Return the number of samples that `leaf` of a batch gives to a replica at most."""
+    parts = leaf.values if isinstance(leaf, tf.distribute.DistributedValues) else (leaf,)
+    return max(part.shape[0] if len(part.shape) else -1 for part in parts)
+
+
+def make_step(passes, loop, compiled):
+    """Return the step that runs `passes`."""
+    return Step(passes, loop, compiled)
 
 
 def is_out_of_memory(error):
@@ -57,11 +69,15 @@ class Step:
         passes: The functions of the batch.
         loop: "device" for one graph with a `tf.while_loop`; "host" for one graph per micro-batch,
             called from Python.
-        compiled: True for XLA, False for a graph, None to run eagerly.
+        compiled: True for XLA, False for a graph, None to run eagerly. Replicas, which meet within
+            the step, run in a graph.
     """
 
     def __init__(self, passes, loop, compiled):
         self._passes = passes
+        self._strategy = strategy_of(passes.weights)
+        if self._strategy is not None:
+            compiled = False
         self._loop = loop
         self._xla = bool(compiled)
         self._prepared = False
@@ -76,6 +92,7 @@ class Step:
         self._add = graph(self._add_micro_batch)
         self._finish = graph(passes.finish)
         self._whole = graph(self._run_on_device, reduce_retracing=not compiled)
+        self._on_replicas = graph(self._run_on_replicas, reduce_retracing=True)
 
     def run(self, state, data, size, rows):
         """Train on the batch `data`, `size` samples at a time.
@@ -89,10 +106,10 @@ class Step:
         Returns:
             Tuple ``(logs, state)``.
         """
+        if self._strategy is not None:
+            return self._on_replicas(data, size, rows), None
         if not self._prepared:
-            prepare = tf.function(self._passes.prepare, autograph=False)
-            prepare.get_concrete_function(cut(data, 0, size))
-            self._prepared = True
+            self._prepare(data, size)
         if self._loop == "device":
             return self._whole(data, size, rows), None
         return self._run_on_host(data, size, rows), None
@@ -117,6 +134,17 @@ class Step:
             totals, carry, logs = self._add(totals, carry, micro_batch, whole)
         return self._finish(totals, carry, rows) | logs
 
+    def _run_on_replicas(self, data, size, rows):
+        if not self._prepared:
+            self._strategy.run(self._prepare, args=(data, size))
+        self._strategy.run(self._run_on_device, args=(data, size, rows))
+        return self._passes.model.get_metrics_result()
+
+    def _prepare(self, data, size):
+        prepare = tf.function(self._passes.prepare, autograph=False)
+        prepare.get_concrete_function(cut(data, 0, size))
+        self._prepared = True
+
     def _run_on_device(self, data, size, rows):
         passes = self._passes
         totals, carry, factor, scale = self._open()
@@ -129,7 +157,8 @@ class Step:
                 data,
                 size,
             )
-        whole = passes.whole(passes.count(data), masses, factor, scale)
+        samples, masses = passes.agreed(passes.count(data), masses)
+        whole = passes.whole(samples, masses, factor, scale)
         totals, carry = self._loop_over(
             lambda state, part: passes.add(*state, part, whole)[:2], (totals, carry), data, size
         )

@@ -15,6 +15,16 @@ def default_loop(compiled):
     return "host"
 
 
+def rows(leaf):
+    """Return the number of samples that `leaf` of a batch gives to a replica at most."""
+    return leaf.shape[0] if len(leaf.shape) else -1
+
+
+def make_step(passes, loop, compiled):
+    """Return the step that runs `passes`."""
+    return Step(passes, loop, compiled)
+
+
 def is_out_of_memory(error):
     """Return whether `error` says that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
@@ -114,7 +124,8 @@ class _Batch:
             if passes.needs_masses:
                 measured = [passes.measure(micro_batch) for micro_batch in split(data, size)]
                 masses = [sum(values) for values in zip(*measured, strict=True)]
-            self._whole = passes.whole(passes.count(data), masses, factor, scale)
+            samples, masses = passes.agreed(passes.count(data), masses)
+            self._whole = passes.whole(samples, masses, factor, scale)
 
     def run(self, size):
         """Add the micro-batches that are left; return the last one's logs."""

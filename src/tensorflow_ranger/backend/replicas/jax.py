@@ -1,0 +1,93 @@
+"""JAX: the shards of a `shard_map`; elsewhere XLA sums by itself, and there is one replica."""
+
+import contextlib
+import os
+
+import jax
+import keras
+
+from tensorflow_ranger.backend.jax import run_if as run_if
+
+SUMS_METRICS = False  # a shard's metrics know nothing of other shards
+
+_axes = []  # of the shard_maps that are being traced
+
+
+@contextlib.contextmanager
+def over(axis):
+    """Return a context in which the shards of the mesh's `axis` are the replicas."""
+    _axes.append(axis)
+    try:
+        yield
+    finally:
+        _axes.pop()
+
+
+def count():
+    """Return the number of replicas whose gradients are to be summed here."""
+    return jax.lax.axis_size(_axes[-1]) if _axes else 1
+
+
+def has_several(variables):
+    """Return whether several replicas train `variables`."""
+    distribution = keras.distribution.distribution()
+    return distribution is not None and distribution.num_model_replicas > 1
+
+
+def index():
+    """Return the number of this replica."""
+    return jax.lax.axis_index(_axes[-1])
+
+
+def loss_divisor():
+    """Return what Keras divides a mean loss by because of the replicas."""
+    return 1
+
+
+def mismatch(variables):
+    """Return what would make each process train a copy of its own, or None."""
+    asked = int(os.environ.get("KERAS_DISTRIBUTION_NUM_PROCESSES", 1))
+    processes = jax.process_count()
+    if asked > 1 and processes == 1:
+        return (
+            f"KERAS_DISTRIBUTION_NUM_PROCESSES is {asked}, but this process is alone. Call "
+            "keras.distribution.initialize() before anything else, or unset the variable."
+        )
+    distribution = keras.distribution.distribution()
+    if processes > 1 and distribution is None:
+        return (
+            f"{processes} processes run, but Keras has no distribution: each would train a model "
+            "of its own. Call keras.distribution.set_distribution(keras.distribution."
+            "DataParallel()) before the model is built."
+        )
+    layouts = getattr(distribution, "_layout_map", None)
+    if layouts is not None and not any(layouts[variable.path] is not None for variable in variables):
+        return (
+            f"The LayoutMap matches no variable: got the patterns {', '.join(layouts)}, and "
+            f"variables such as {', '.join(variable.path for variable in variables[:3])}. "
+            "A pattern must match the whole path: begin it with '.*'."
+        )
+    return None
+
+
+def sum_over(tensors):
+    """Return the tensors summed over the replicas."""
+    return list(jax.lax.psum(tuple(tensors), _axes[-1]))
+
+
+def take_merged(optimizer):
+    """Let `optimizer` take gradients as summed: Keras does not sum them."""
+
+
+def begin_alike(variables):
+    """Assign the first replica's values to the variables of all: they are one array."""
+
+
+def total(variable):
+    """Return the value of `variable` as a NumPy array."""
+    return keras.ops.convert_to_numpy(variable.value)
+
+
+def assign_share(variable, value):
+    """Assign `value`."""
+    variable.assign(value)

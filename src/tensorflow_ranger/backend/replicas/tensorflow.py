@@ -1,0 +1,112 @@
+"""TensorFlow: the replicas of a `tf.distribute.Strategy`."""
+
+import json
+import os
+
+import keras
+import tensorflow as tf
+
+from tensorflow_ranger.backend import tensorflow as local
+
+SUMS_METRICS = True  # Keras' metrics are summed over the replicas when they are read
+
+
+def strategy_of(variables):
+    """Return the strategy that holds `variables` on several replicas, or None."""
+    for variable in variables:
+        strategy = getattr(variable.value, "distribute_strategy", None)
+        if strategy is not None and strategy.num_replicas_in_sync > 1:
+            return strategy
+    return None
+
+
+def has_several(variables):
+    """Return whether several replicas train `variables`."""
+    return strategy_of(variables) is not None
+
+
+def count():
+    """Return the number of replicas whose gradients are to be summed here."""
+    if tf.distribute.in_cross_replica_context():
+        return 1
+    return tf.distribute.get_replica_context().num_replicas_in_sync
+
+
+def index():
+    """Return the number of this replica."""
+    return tf.distribute.get_replica_context().replica_id_in_sync_group
+
+
+def loss_divisor():
+    """Return what Keras divides a mean loss by because of the replicas."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def mismatch(variables):
+    """Return what would make each process train a copy of its own, or None."""
+    cluster = json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {})
+    asked = len(cluster.get("worker", [])) + len(cluster.get("chief", []))
+    strategy = strategy_of(variables)
+    if asked > 1 and (strategy is None or strategy.num_replicas_in_sync < asked):
+        return (
+            f"TF_CONFIG names {asked} workers, but the model was built for one. Build and compile "
+            "it within tf.distribute.MultiWorkerMirroredStrategy().scope(), or unset TF_CONFIG."
+        )
+    return None
+
+
+def sum_over(tensors):
+    """Return the tensors summed over the replicas, in one call of the strategy."""
+    context = tf.distribute.get_replica_context()
+    sums = context.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))
+    return [tf.ensure_shape(each, t.shape) for each, t in zip(sums, tensors, strict=True)]
+
+
+def run_if(predicate, function, variables):
+    """Call `function` on every replica where the scalar bool `predicate` holds, which all agree on.
+
+    The condition stands outside the replicas: inside it, they could not meet for a sum.
+    """
+    strategy = strategy_of(variables)
+    if strategy is None:
+        local.run_if(predicate, function, variables)
+        return
+
+    def run_on_all(strategy, predicate):
+        first = strategy.experimental_local_results(predicate)[0]
+        local.run_if(first, lambda: strategy.run(function), variables)
+
+    if not tf.distribute.has_strategy() or tf.distribute.in_cross_replica_context():
+        with strategy.scope():
+            run_on_all(strategy, predicate)
+    else:
+        tf.distribute.get_replica_context().merge_call(run_on_all, args=(predicate,))
+
+
+def take_merged(optimizer):
+    """Let `optimizer` take gradients as summed, which Keras would sum once more."""
+    optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
+
+
+def begin_alike(variables):
+    """Assign the first replica's values to the variables of all: strategies do so."""
+
+
+def total(variable):
+    """Return the sum of the replicas' values of `variable` as a NumPy array.
+
+    Every worker must call it.
+    """
+    strategy = strategy_of([variable])
+    values = strategy.run(lambda: sum_over([variable.value])[0])
+    return strategy.experimental_local_results(values)[0].numpy()
+
+
+def assign_share(variable, value):
+    """Assign `value` on the first replica and zeros on the others."""
+    value = keras.ops.convert_to_tensor(value, variable.dtype)
+
+    def assign():
+        variable.assign(tf.where(tf.equal(index(), 0), value, tf.zeros_like(value)))
+
+    strategy_of([variable]).run(assign)

@@ -1,0 +1,175 @@
+"""JAX: a batch on the replicas of a `keras.distribution`, an uneven one, too."""
+
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import keras
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tensorflow_ranger.backend.replicas.jax import over
+from tensorflow_ranger.backend.steps.jax_step import JaxStep
+from tensorflow_ranger.backend.steps.samples import count
+
+
+class Shards(NamedTuple):
+    """A batch as the replicas are given it. Either half may be None."""
+
+    even: Any  #: Global arrays; each replica has as many of their rows.
+    rest: Any  #: Global arrays; all replicas of a process have the same rows.
+    part: float  #: What of a row of `rest` counts on each of its replicas.
+
+
+class Mesh:
+    """The devices of the current distribution whose gradients are summed."""
+
+    def __init__(self):
+        distribution = keras.distribution.distribution()
+        self.axis = distribution.batch_dim_name
+        self.mesh = distribution.device_mesh.backend_mesh
+        self.replicas = distribution.num_model_replicas
+        self._sharding = NamedSharding(self.mesh, PartitionSpec(self.axis))
+
+    @property
+    def replicas_here(self):
+        """The replicas that this process feeds."""
+        return max(1, self.replicas // jax.process_count())
+
+    def shards(self, data):
+        """Return the `Shards` of a batch: global arrays as Keras makes them, or `Rows`."""
+        if isinstance(_first(data), jax.Array):
+            return Shards(data, None, 1.0)
+        here = self.replicas_here
+        end = count(data) // here * here
+        even = self._arrays(data, lambda rows: rows[:end]) if end else None
+        rest = self._arrays(data, lambda rows: np.concatenate([rows[end:]] * here))
+        return Shards(even, rest, 1 / here)
+
+    def rows(self, leaf):
+        """Return the samples that `leaf` of a batch gives to a replica at most."""
+        return -(-leaf.shape[0] // (self.replicas if _is_global(leaf) else self.replicas_here))
+
+    def _arrays(self, data, cut):
+        def array(leaf):
+            return jax.make_array_from_process_local_data(self._sharding, cut(np.asarray(leaf.rows)))
+
+        return keras.tree.map_structure(lambda leaf: None if leaf is None else array(leaf), data)
+
+
+class ReplicaStep(JaxStep):
+    """Runs a batch as one compiled function whose replicas meet twice: for masses, and for sums.
+
+    The mesh's axis of the batch is ours, within a `shard_map`: each replica loops over its own
+    micro-batches, and no sum stands inside the loop. Other axes stay with XLA, which shards what a
+    `LayoutMap` says.
+
+    Args:
+        passes: The functions of the batch.
+    """
+
+    def __init__(self, passes):
+        super().__init__(passes, "device", True)
+        feed_uneven_batches()
+        self._mesh = Mesh()
+        self._jitted: Any = None
+
+    def run(self, state, data, size, rows):
+        """Train on the batch `data`, `size` samples at a time on each replica.
+
+        Args:
+            state: Keras' four lists of values: trainable, non-trainable, optimizer, metrics.
+            data: Tuple ``(x, y, sample_weight)`` of global arrays or of `Rows`.
+            size: Samples per micro-batch.
+            rows: The batch's samples, or None where Keras' own graph would not know them.
+
+        Returns:
+            Tuple ``(logs, state)``.
+        """
+        self._prepare(state, data, size)
+        self._require_memory(state, data, size)
+        return self._step(state)(state, *self._mesh.shards(data), size, rows)
+
+    def text(self, state, data, size):
+        """Return the optimized HLO of the step, in which its collectives can be counted."""
+        self._prepare(state, data, size)
+        return self._lowered(state, data, size).compile().as_text()
+
+    def _held(self, state, data):
+        even, rest, _ = self._mesh.shards(data)
+        arrays = jax.tree.leaves((state, even, rest))
+        return sum(array.addressable_shards[0].data.nbytes for array in arrays)
+
+    def _lowered(self, state, data, size):
+        return self._step(state).lower(state, *self._mesh.shards(data), size, count(data))
+
+    def _step(self, state):
+        if self._jitted is None:
+            # A weight stays where it is, whatever XLA would prefer for it.
+            shardings = jax.tree.map(lambda value: value.sharding, state)
+            self._jitted = jax.jit(
+                self._run_on_replicas,
+                donate_argnums=0,
+                static_argnums=(3, 4, 5),
+                out_shardings=(None, shardings),
+            )
+        return self._jitted
+
+    def _run_on_replicas(self, state, even, rest, part, size, rows):
+        def run(state, even, rest):
+            with over(self._mesh.axis):
+                halves = [(half, share) for half, share in ((even, None), (rest, part)) if half]
+                return self._run_parts(state, halves, size, rows)
+
+        spread = PartitionSpec(self._mesh.axis)
+        return jax.shard_map(
+            run,
+            mesh=self._mesh.mesh,
+            in_specs=(PartitionSpec(), spread, spread),
+            out_specs=PartitionSpec(),
+            axis_names={self._mesh.axis},
+            check_vma=False,
+        )(state, even, rest)
+
+
+class Rows:
+    """Rows of this process that its replicas can't share evenly: only `microbatch` takes them."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.shape = rows.shape
+        self.dtype = rows.dtype
+        self.ndim = rows.ndim
+
+    def __jax_array__(self):
+        raise ValueError(
+            f"A batch must give each replica of a process as many samples: got {self.shape[0]} "
+            f"samples for {Mesh().replicas_here} replicas. Choose a batch size that is a multiple; "
+            "only training with microbatch takes any."
+        )
+
+
+def feed_uneven_batches():
+    """Let Keras' iterators hand on as `Rows` the batches that they can't shard."""
+    trainer = next(c for c in keras.Model.__mro__ if c.__name__ == "JAXTrainer")
+    module = sys.modules[trainer.__module__]
+    distribute = module._distribute_data
+    if getattr(distribute, "feeds_uneven_batches", False):
+        return
+
+    def distribute_or_hand_on(data, layouts=None):
+        distribution = keras.distribution.distribution()
+        if distribution is not None and count(data) % Mesh().replicas_here:
+            return keras.tree.map_structure(lambda x: None if x is None else Rows(np.asarray(x)), data)
+        return distribute(data, layouts)
+
+    distribute_or_hand_on.feeds_uneven_batches = True
+    module._distribute_data = distribute_or_hand_on
+
+
+def _first(data):
+    return next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
+
+
+def _is_global(leaf):
+    return isinstance(leaf, jax.Array)

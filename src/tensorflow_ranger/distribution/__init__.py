@@ -1,0 +1,1 @@
+"""What is summed over the replicas of a distributed run, and when."""

@@ -1,0 +1,68 @@
+"""One sum over the replicas per update, and what has to be agreed on before and after it.
+
+The gradients of a window stay with the replica that found them until the window is complete. Then
+everything that differs among the replicas crosses them together.
+"""
+
+import contextlib
+
+from keras import ops
+
+from tensorflow_ranger.backend import replicas
+
+
+def require_replicas(variables):
+    """Raise if replicas were asked for that do not train `variables` together.
+
+    Raises:
+        RuntimeError: Each process would train a model of its own.
+    """
+    mismatch = replicas.mismatch(variables)
+    if mismatch is not None:
+        raise RuntimeError(mismatch)
+
+
+def everywhere(flag):
+    """Return whether the scalar bool `flag` holds on every replica."""
+    if replicas.count() == 1:
+        return flag
+    failures = replicas.sum_over([ops.cast(ops.logical_not(flag), "int32")])[0]
+    return ops.equal(failures, 0)
+
+
+def merge_window(window):
+    """Replace a window's sums, its mass and its flags by those of all replicas.
+
+    Args:
+        window: A `Window` that is complete on every replica.
+    """
+    if replicas.count() == 1:
+        return
+    variables = [*window.shares, window.has_gradient]
+    values = [ops.cast(v.value, window.mass.dtype) if v.dtype == "bool" else v.value for v in variables]
+    for variable, value in zip(variables, replicas.sum_over(values), strict=True):
+        variable.assign(ops.greater(value, 0) if variable.dtype == "bool" else value)
+
+
+@contextlib.contextmanager
+def merged_gradients(optimizer):
+    """Inside, `optimizer` is given gradients that are summed over the replicas already."""
+    chain = list(_chain(optimizer))
+    own = [vars(each).get("_all_reduce_sum_gradients") for each in chain]
+    for each in chain:
+        each.gradients_are_merged = True
+        replicas.take_merged(each)
+    try:
+        yield
+    finally:
+        for each, before in zip(chain, own, strict=True):
+            each.gradients_are_merged = False
+            vars(each).pop("_all_reduce_sum_gradients", None)
+            if before is not None:
+                each._all_reduce_sum_gradients = before
+
+
+def _chain(optimizer):
+    while optimizer is not None:
+        yield optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", None)
