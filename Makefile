@@ -21,11 +21,12 @@ PIP := PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
 # The oldest Keras that the suite passes with, and that pyproject.toml asks for.
 KERAS_FLOOR := 3.12.0
 
-.PHONY: help train test floor check bench docs clean
+.PHONY: help train test test-faults floor check bench docs clean
 
 help:
 	@echo "make train   train the founding network (ARGS='--epochs 3 --backend jax')"
 	@echo "make test    run the suite (BACKENDS='jax torch' TESTS='tests/unit -k window')"
+	@echo "make test-faults  kill processes of runs, and compare where the runs end"
 	@echo "make floor   run the suite's core with the oldest Keras that is supported"
 	@echo "make check   check format, style and types"
 	@echo "make bench   run the benchmarks (BACKENDS=jax BENCHES=benchmarks.fused ARGS=...)"
@@ -47,6 +48,10 @@ train: $(VENV)/.train
 
 test: $(VENV)/.dev
 	$(BIN)/python scripts/test.py --backends "$(BACKENDS)" $(TESTS)
+
+# An empty -m takes the place of the one in pyproject.toml, which leaves these out.
+test-faults: $(VENV)/.dev
+	$(BIN)/python scripts/test.py --backends "$(BACKENDS)" -m "" $(or $(TESTS),tests/faults)
 
 floor: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \

@@ -1,6 +1,5 @@
 """Trains a digit classifier on two workers under Ray Train, and outlives the loss of a worker.
 
-    pip install "tensorflow-ranger[torch,ray,examples]"
     KERAS_BACKEND=torch python examples/ray_train.py --storage runs/ray
 
 KERAS_BACKEND is tensorflow, jax or torch. Every epoch ends with a checkpoint: the model with its
@@ -34,11 +33,15 @@ def train(config):
     with distribution(rank, workers):
         model, first_epoch = last_checkpoint() or (new_model(), 0)
     ranger.microbatch(model, MICRO_BATCH)
+    # TensorFlow splits each batch by itself. Elsewhere each worker gives `fit` its part of it.
+    parts = 1 if keras.config.backend() == "tensorflow" else workers
     for epoch in range(first_epoch, config["epochs"]):
         # The epoch alone decides on the order: a run that begins again sees the same batches.
         order = np.random.default_rng(epoch).permutation(len(x) // BATCH * BATCH)
-        part, size = part_of(order, rank, workers)
-        history = model.fit(x[part], y[part], batch_size=size, shuffle=False, verbose=0).history
+        part = order[rank % parts :: parts]
+        history = model.fit(
+            x[part], y[part], batch_size=BATCH // parts, shuffle=False, verbose=0
+        ).history
         report(model, {"epoch": epoch, "loss": history["loss"][0]}, rank)
 
 
@@ -60,7 +63,8 @@ def distribution(rank, workers):
         import jax
 
         address = ray.train.collective.broadcast_from_rank_zero(free_address())
-        jax.distributed.initialize(address, workers, rank, coordinator_bind_address=address)
+        if not jax.distributed.is_initialized():  # Ray has done so on GPUs and TPUs
+            jax.distributed.initialize(address, workers, rank, coordinator_bind_address=address)
         devices = keras.distribution.DataParallel(auto_shard_dataset=False)
         keras.distribution.set_distribution(devices)
     return contextlib.nullcontext()  # on PyTorch, Ray has joined them
@@ -71,13 +75,6 @@ def free_address():
     with socket.socket() as listener:
         listener.bind(("", 0))
         return f"{ray.util.get_node_ip_address()}:{listener.getsockname()[1]}"
-
-
-def part_of(order, rank, workers):
-    """Return the images that this worker gives to `fit`, and how many of them make a batch."""
-    if keras.config.backend() == "tensorflow":
-        return order, BATCH  # TensorFlow splits each batch by itself
-    return order[rank::workers], BATCH // workers
 
 
 def new_model():

@@ -4,7 +4,6 @@ A case is a model, an optimizer, data and the micro-batches it trains in. `run` 
 part of each batch that a process is given and returns what the tests compare.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 
@@ -14,8 +13,6 @@ import numpy as np
 import tensorflow_ranger as ranger
 
 BATCH = 32
-LAST = 20  # samples of each epoch's last batch
-SAMPLES = 4 * BATCH + LAST
 EPOCHS = 4  # 20 updates
 
 
@@ -27,13 +24,17 @@ class Case:
         optimizer: Function that returns the optimizer.
         model: Function that returns the model.
         size: Samples of a micro-batch on each replica, or None for Keras' own train step.
-        masked: Whether the targets are sequences of words, masked and weighted.
+        masked: Whether the targets are tags of words, masked and weighted.
+        last: Samples of an epoch's last batch.
+        poisoned: Row that holds a NaN, or None.
     """
 
     optimizer: Callable
     model: Callable
     size: int | None = 3
     masked: bool = False
+    last: int = 22
+    poisoned: int | None = None
 
 
 def classifier(*layers):
@@ -49,39 +50,52 @@ def classifier(*layers):
     )
 
 
+def normalized():
+    """Return a network with batch statistics."""
+    return classifier(keras.layers.BatchNormalization())
+
+
 def tagger():
     """Return a network that tags the words of sentences of up to 5."""
     keras.utils.set_random_seed(1)
     words = keras.Input((5,))
     vectors = keras.layers.Embedding(12, 8, mask_zero=True)(words)
-    hidden = keras.layers.SimpleRNN(8, return_sequences=True)(vectors)
+    hidden = keras.layers.Dense(8, activation="tanh")(vectors)
     return keras.Model(words, keras.layers.Dense(3)(hidden))
 
 
-def sgd():
-    """Return SGD that clips, which only the sum over all replicas does rightly."""
-    return keras.optimizers.SGD(0.2, momentum=0.9, global_clipnorm=0.3)
+def sgd(learning_rate=0.1):
+    """Return SGD that clips, which is right after the sum over the replicas alone."""
+    return keras.optimizers.SGD(learning_rate, momentum=0.9, global_clipnorm=0.3)
+
+
+def windows():
+    """Return an optimizer that updates every second time."""
+    return ranger.RangerOptimizer(
+        inner=sgd(), accumulation_steps=2, lookahead=ranger.Lookahead(k=2)
+    )
 
 
 CASES = {
     "masks": Case(sgd, tagger, masked=True),
-    "batch_normalization": Case(sgd, lambda: classifier(keras.layers.BatchNormalization())),
+    "batch_normalization": Case(lambda: sgd(0.02), normalized, size=2, last=24),
     "ranger": Case(lambda: ranger.Ranger(0.02), classifier),
-    "windows": Case(
-        lambda: ranger.RangerOptimizer(inner=sgd(), accumulation_steps=2, lookahead=ranger.Lookahead(k=2)),
-        classifier,
-    ),
-    "streaming": Case(
-        lambda: ranger.RangerOptimizer(inner=sgd(), accumulation_steps=2), classifier, size=None
-    ),
+    "windows": Case(windows, classifier),
+    "streaming": Case(windows, classifier, size=None, last=20),
+    # One sample is of one replica: all leave its micro-batch out.
+    "not_finite": Case(windows, classifier, size=None, last=20, poisoned=BATCH + 1),
+    "saved": Case(windows, classifier),
 }
 
 
-def data(case, samples=SAMPLES):
+def data(case):
     """Return ``(x, y, sample_weight)``."""
     rng = np.random.default_rng(0)
+    samples = 4 * BATCH + case.last
     if not case.masked:
         x = rng.normal(size=(samples, 6)).astype("float32")
+        if case.poisoned is not None:
+            x[case.poisoned] = np.nan
         return x, rng.integers(0, 3, samples), rng.uniform(0.5, 1.5, samples).astype("float32")
     x = rng.integers(1, 12, (samples, 5))
     # Sentences grow along each batch, so the masses of its parts differ.
@@ -92,52 +106,69 @@ def data(case, samples=SAMPLES):
 class Parts(keras.utils.PyDataset):
     """The rows of each batch that one of several processes trains on."""
 
-    def __init__(self, arrays, process, processes, batch=BATCH):
+    def __init__(self, arrays, process, processes):
         super().__init__()
-        self._arrays, self._batch = arrays, batch
-        self._process, self._processes = process, processes
+        self._arrays, self._process, self._processes = arrays, process, processes
 
     def __len__(self):
-        return -(-len(self._arrays[0]) // self._batch)
+        return -(-len(self._arrays[0]) // BATCH)
 
     def __getitem__(self, index):
-        rows = slice(index * self._batch, (index + 1) * self._batch)
+        rows = slice(index * BATCH, (index + 1) * BATCH)
         return tuple(np.array_split(a[rows], self._processes)[self._process] for a in self._arrays)
 
 
-def run(case, process=0, processes=1, scope=contextlib.nullcontext, size=None, epochs=EPOCHS):
-    """Train the case; return its weights, its history and its updates.
+def first_batch(case, here):
+    """Return the rows of the first batch that this process feeds, as a tuple of arrays."""
+    return Parts(data(case), here.process % here.feeds, here.feeds)[0]
 
-    Args:
-        case: `Case`.
-        process: Number of this process, whose part of each batch is trained on.
-        processes: How many processes feed a part of their own.
-        scope: Function that returns the context in which the model is built.
-        size: Samples of a micro-batch, or None for the case's.
-        epochs: Epochs.
-    """
-    with scope():
-        model = case.model()
-        model.compile(
-            case.optimizer(),
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
-        )
-        if case.size:
-            ranger.microbatch(model, size or case.size)
-    arrays = data(case)
-    if processes > 1:
-        fed = (Parts(arrays, process, processes),)
-        settings = {}
-    else:
-        fed, settings = arrays[:2], {"sample_weight": arrays[2], "batch_size": BATCH}
-    held_out = tuple(array[:BATCH] for array in arrays)
-    history = model.fit(
-        *fed, **settings, shuffle=False, epochs=epochs, verbose=0, validation_data=held_out,
-        validation_batch_size=BATCH,
+
+def compiled(case):
+    """Return the case's model."""
+    model = case.model()
+    model.compile(
+        case.optimizer(),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
     )
+    if case.size:
+        ranger.microbatch(model, case.size)
+    return model
+
+
+def fit(model, case, here, epochs=EPOCHS, **settings):
+    """Train on the rows that this process feeds; return the `History`."""
+    arrays = data(case)
+    if here.feeds > 1:
+        fed = (Parts(arrays, here.process, here.feeds),)
+    else:
+        fed = arrays[:2]
+        settings |= {"sample_weight": arrays[2], "batch_size": BATCH}
+    # Keras weighs the replicas' means by samples: each is to have the same masks.
+    held_out = tuple(
+        np.concatenate([array[:8]] * 4) for array in data(dataclasses.replace(case, poisoned=None))
+    )
+    return model.fit(
+        *fed,
+        shuffle=False,
+        epochs=epochs,
+        verbose=0,
+        validation_data=held_out,
+        validation_batch_size=BATCH,
+        **settings,
+    )
+
+
+def run(case, here):
+    """Train the case; return its results and its model."""
+    with here.scope():
+        model = compiled(case)
+    history = fit(model, case, here).history
+    optimizer = model.optimizer
     return {
         "weights": [w.tolist() for w in model.get_weights()],
-        "history": history.history,
-        "updates": int(keras.ops.convert_to_numpy(model.optimizer.iterations)),
+        "history": history,
+        "updates": int(keras.ops.convert_to_numpy(optimizer.iterations)),
+        "skipped": getattr(optimizer, "skipped_micro_batches", 0),
+        "bytes": sum(4 * int(np.prod(w.shape)) for w in model.trainable_variables),
     }, model

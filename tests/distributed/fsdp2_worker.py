@@ -2,7 +2,7 @@
 
     python -m torch.distributed.run --nproc-per-node 2 -m tests.distributed.fsdp2_worker FOLDER
 
-For every case each process writes its losses, what it holds and the weights to FOLDER/CASE-RANK.npz.
+For every case each process writes what `train` returns to FOLDER/CASE-RANK.npz.
 """
 
 import datetime
@@ -73,23 +73,22 @@ def convolutional():
 
 
 def sgd():
-    return keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True, weight_decay=0.01)
+    return keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True)
 
 
 def adamw():
-    return keras.optimizers.AdamW(1e-3, clipvalue=0.01, use_ema=True)
+    return keras.optimizers.AdamW(1e-3, weight_decay=0.01, clipvalue=0.01, use_ema=True)
 
 
 def radam():
-    return ranger.RAdam(1e-3, beta_2=0.9, lookahead=ranger.Lookahead())
+    return ranger.RAdam(1e-3, beta_2=0.9)
 
 
 # By name: the model, the optimizer, and whether gradients are reduced after each micro-batch.
 CASES = {
-    "sgd": (convolutional, sgd, False),
-    "adamw": (convolutional, adamw, False),
-    "radam": (convolutional, radam, True),
-    "nested": (nested, sgd, False),
+    "last": (convolutional, sgd, False),
+    "each": (nested, radam, True),
+    "ema": (nested, adamw, False),
 }
 
 
@@ -99,37 +98,48 @@ def batches():
 
 
 def train(build_model, build_optimizer, reduce_each, batches):
-    """Return what a process writes."""
-    others = storages()
+    """Return the updates' losses, what this process holds in the end, and the weights.
+
+    Also, how often gradients were reduced in the first update.
+    """
+    gc.freeze()  # what is here already is none of the model's
     model, optimizer = build_model(), build_optimizer()
     shards = fsdp2.shard(model, optimizer)
-    losses = [fsdp2.update(model, optimizer, x, y, MICRO_BATCHES, reduce_each) for x, y in batches]
+    with torch.profiler.profile() as profile:
+        x, y = batches[0]
+        losses = [fsdp2.update(model, optimizer, x, y, MICRO_BATCHES, reduce_each)]
+    for x, y in batches[1:]:
+        losses.append(fsdp2.update(model, optimizer, x, y, MICRO_BATCHES, reduce_each))
+    held = held_bytes()
     optimizer.finalize_variable_values(shards)
-    assert all(isinstance(v.value, DTensor) for v in model.trainable_variables)
-    held = {key: size for key, size in storages().items() if key not in others}
     weights = fsdp2.whole_weights(model)
     return {
         "losses": losses,
+        "reductions": sum(
+            "c10d::_reduce_scatter" in event.name for event in profile.events() or ()
+        ),
         "shards": sum(v.value.numel() for v in shards),
         "slots": sum(v.value.numel() for v in optimizer.variables),
-        "bytes": sum(held.values()),
+        "bytes": held,
         **{f"weight_{i}": weight for i, weight in enumerate(weights)},
     }
 
 
-def storages():
-    """Return the sizes of the memory blocks that tensors lie in, by their addresses."""
+def held_bytes():
+    """Return the bytes of memory in which tensors lie that were made since `gc.freeze`."""
     gc.collect()
     tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+    # A gradient that nobody has looked at is no object yet.
+    tensors += [x.grad for x in tensors if x.is_leaf and x.grad is not None]
     blocks = [tensor.untyped_storage() for tensor in tensors if not isinstance(tensor, DTensor)]
-    return {block.data_ptr(): block.nbytes() for block in blocks}
+    return sum({block.data_ptr(): block.nbytes() for block in blocks}.values())
 
 
 def main(folder):
     distributed.init_process_group(timeout=datetime.timedelta(seconds=60))
     data = batches()
-    for name, case in CASES.items():
-        result = train(*case, data)
+    for name, (build_model, build_optimizer, reduce_each) in CASES.items():
+        result = train(build_model, build_optimizer, reduce_each, data)
         np.savez(Path(folder) / f"{name}-{distributed.get_rank()}.npz", **result)
     distributed.destroy_process_group()
 

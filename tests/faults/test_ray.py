@@ -15,7 +15,7 @@ import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_train.py"
 EPOCHS = 5
-SECONDS = 240  # that a run may take
+SECONDS = 300  # that a run may take
 
 pytestmark = pytest.mark.faults
 
@@ -67,17 +67,19 @@ def test_a_run_that_loses_a_worker_ends_with_the_weights_of_one_that_keeps_it(st
 
 def workers(run):
     """Return the ids of the run's training processes, which Ray gives a title."""
-    table = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
-    ).stdout
-    found, family = [], {run.pid}
-    rows = sorted((line.split(maxsplit=2) for line in table.splitlines()), key=lambda r: int(r[0]))
-    for pid, parent, *title in rows:  # children have larger ids than their parents
-        if int(parent) in family:
-            family.add(int(pid))
-            if title and title[0].startswith("ray::RayTrainWorker"):
-                found.append(int(pid))
-    assert found, f"no training process among the descendants of {run.pid}:\n{table}"
+    command = ["ps", "-A", "-o", "pid=,ppid=,args="]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [line.split(maxsplit=2) for line in table.splitlines()]
+    parents = {int(row[0]): int(row[1]) for row in rows}
+
+    def is_of_run(process):
+        while process in parents and process != run.pid:
+            process = parents[process]
+        return process == run.pid
+
+    training = [int(row[0]) for row in rows if row[2:] and row[2].startswith("ray::RayTrainWorker")]
+    found = [process for process in training if is_of_run(process)]
+    assert found, f"no training process descends from {run.pid}:\n{table}"
     return found
 
 

@@ -5,6 +5,9 @@ from keras import ops
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.accumulators import Buffer
 
+#: How the names begin that `Window.state` gives to what each replica has a share of.
+SHARED = ("window_sum_", "window_mass")
+
 
 class Window:
     """Sums the gradients of micro-batches and says when they make an update.
@@ -41,11 +44,6 @@ class Window:
     def shares(self):
         """The variables of which each replica has a share: the sums and the mass."""
         return [*self._buffer.sums, self.mass]
-
-    @property
-    def share_names(self):
-        """The names that `state` gives to the `shares`."""
-        return [f"window_sum_{i}" for i in range(len(self._buffer.sums))] + ["window_mass"]
 
     @property
     def state(self):
@@ -91,14 +89,15 @@ class Window:
         self.micro_batches.assign_add(count)
         self.skipped_micro_batches.assign_add(1 - count)
 
-    def mean(self, reduction="mean"):
+    def mean(self, reduction="mean", share=1.0):
         """Return the gradient that the window's micro-batches make, one tensor per variable.
 
         Args:
             reduction: "mean" divides the sum by the window's mass; "sum" does not divide.
+            share: What of the sum and of the mass is held here.
         """
         if reduction == "sum":
-            return self._buffer.mean(1.0)
+            return self._buffer.mean(share)
         # Without any mass the sum is zero, and so is the gradient.
         return self._buffer.mean(ops.where(ops.greater(self.mass, 0), self.mass.value, 1))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from importlib import metadata
 
 from tensorflow_ranger.cli.errors import CommandError, UsageError
@@ -66,12 +67,29 @@ def import_keras(backend=None):
 @contextlib.contextmanager
 def silent_stderr():
     """Return a context in which nothing in this process writes to stderr."""
-    saved = os.dup(2)
+    with _silent(2):
+        yield
+
+
+@contextlib.contextmanager
+def silent_stdout():
+    """Return a context in which nothing in this process writes to stdout."""
+    sys.stdout.flush()
+    with _silent(1):
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # what waits to be written belongs in here
+
+
+@contextlib.contextmanager
+def _silent(descriptor):
+    saved = os.dup(descriptor)
     null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(null, 2)
+        os.dup2(null, descriptor)
         yield
     finally:
-        os.dup2(saved, 2)
+        os.dup2(saved, descriptor)
         os.close(null)
         os.close(saved)

@@ -2,15 +2,18 @@
 
 The checkpoint is one file, so one rename makes it whole: a Keras model file, optimizer and
 unfinished window included, with the settings and the history in a member that Keras ignores. The
-other files are made from it and never read.
+checkpoint before it is kept, and read where the last one is damaged. The other files are made from
+it and never read.
 """
 
 import contextlib
 import csv
 import dataclasses
 import json
+import tempfile
 import zipfile
 import zlib
+from pathlib import Path
 
 from tensorflow_ranger.cli.errors import CommandError, UsageError
 from tensorflow_ranger.cli.settings import Settings
@@ -34,16 +37,23 @@ class RunDirectory:
 
     Args:
         path: `pathlib.Path` of the directory.
+
+    Attributes:
+        results: Paths of what a finished run leaves, beside its checkpoints.
+        note: A line on the checkpoint that was read, if it is not the last, else None.
     """
 
     def __init__(self, path):
         self.path = path
         self.checkpoint = path / "checkpoint.keras"
+        self.previous = path / "checkpoint.previous.keras"
         self.model = path / "model.keras"
         self.history = path / "history.csv"
         self.curves = path / "curves.png"
         self.settings = path / "settings.json"
         self.results = (self.model, self.history, self.curves, self.settings)
+        self.note = None
+        self._whole = None  # the checkpoint known to be so
 
     def prepare(self):
         """Make the directory for a new run.
@@ -53,7 +63,7 @@ class RunDirectory:
             CommandError: It cannot be made or written to.
         """
         with _writing(self.path):
-            present = [f.name for f in (self.checkpoint, *self.results) if f.exists()]
+            present = [f.name for f in (*self._checkpoints, *self.results) if f.exists()]
             if present:
                 raise UsageError(
                     f"{self.path} already holds {', '.join(present)}. "
@@ -73,38 +83,55 @@ class RunDirectory:
 
         Raises:
             UsageError: There is no checkpoint.
-            CommandError: The checkpoint is not whole, or is none of ours.
+            CommandError: None is whole, or the last is none of ours.
         """
         try:
-            with zipfile.ZipFile(self.checkpoint) as archive:
+            return self._read(self.checkpoint)
+        except (UsageError, CommandError) as error:
+            try:
+                state = self._read(self.previous)
+            except (UsageError, CommandError):
+                raise error from None
+            damage = str(error).removeprefix("nothing to resume: ").partition(". ")[0]
+            self.note = f"{damage}. Going on from {self.previous.name}"
+            return state
+
+    def _read(self, path):
+        try:
+            with zipfile.ZipFile(path) as archive:
                 broken = archive.testzip()
                 if broken is not None:
                     raise zipfile.BadZipFile(f"{broken} does not match its checksum")
                 state = json.loads(archive.read(STATE))
-            return Settings(**state["settings"]), state["record"], state.get("microbatch_plan")
+            read = Settings(**state["settings"]), state["record"], state.get("microbatch_plan")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(
-                f"nothing to resume: {self.checkpoint} does not exist. "
+                f"nothing to resume: {path} does not exist. "
                 "Begin a run there by leaving --resume out"
             ) from error
         except UNREADABLE as error:
-            raise self._unreadable(error) from error
+            raise _unreadable(path, error) from error
+        self._whole = path
+        return read
 
     def load_model(self):
-        """Return the model as the checkpoint holds it, compiled, in the middle of its window.
+        """Return the model as the checkpoint read holds it, compiled, amid its window.
 
         Raises:
             CommandError: Keras cannot make a model of it.
         """
         import keras
 
+        assert self._whole is not None
         try:
-            return keras.saving.load_model(self.checkpoint)
+            return keras.saving.load_model(self._whole)
         except UNREADABLE as error:
-            raise self._unreadable(error) from error
+            raise _unreadable(self._whole, error) from error
 
     def write_checkpoint(self, model, settings, history, choice):
-        """Put the run's state into the place of the last checkpoint, all or nothing.
+        """Put the run's state into the place of the last checkpoint, which becomes the previous.
+
+        At every moment one of the two files is a whole checkpoint.
 
         Args:
             model: The compiled model.
@@ -126,7 +153,13 @@ class RunDirectory:
             with zipfile.ZipFile(path, "a") as archive:
                 archive.writestr(STATE, json.dumps(state))
 
-        _replace(self.checkpoint, write)
+        def replace(path):
+            write(path)
+            if self._whole == self.checkpoint:
+                self.checkpoint.replace(self.previous)
+
+        self._replace(self.checkpoint, replace)
+        self._whole = self.checkpoint
 
     def write_model(self, model):
         """Write the trained model.
@@ -134,7 +167,7 @@ class RunDirectory:
         Raises:
             CommandError: The file cannot be written.
         """
-        _replace(self.model, model.save)
+        self._replace(self.model, model.save)
 
     def write_settings(self, settings, choice):
         """Write the settings as JSON, with the micro-batch that was chosen.
@@ -148,7 +181,7 @@ class RunDirectory:
         """
         plan = {} if choice is None else {"microbatch_plan": choice}
         text = json.dumps(dataclasses.asdict(settings) | plan, indent=2) + "\n"
-        _replace(self.settings, lambda path: path.write_text(text, encoding="utf-8"))
+        self._replace(self.settings, lambda path: path.write_text(text, encoding="utf-8"))
 
     def write_history(self, epochs):
         """Write one line per epoch as CSV.
@@ -166,7 +199,7 @@ class RunDirectory:
                 writer.writeheader()
                 writer.writerows(epochs)
 
-        _replace(self.history, write)
+        self._replace(self.history, write)
 
     def write_curves(self, figure):
         """Write a matplotlib figure as PNG.
@@ -174,21 +207,48 @@ class RunDirectory:
         Raises:
             CommandError: The file cannot be written.
         """
-        _replace(self.curves, lambda path: figure.savefig(path, dpi=150))
+        self._replace(self.curves, lambda path: figure.savefig(path, dpi=150))
 
-    def _unreadable(self, error):
-        return CommandError(
-            f"{self.checkpoint} is no checkpoint that can be resumed: {error}. "
-            "Put back a whole copy, or begin a new run with another --output"
-        )
+    def has_checkpoint(self):
+        """Return whether there is a checkpoint, whole or not."""
+        return any(path.exists() for path in self._checkpoints)
+
+    @property
+    def _checkpoints(self):
+        return self.checkpoint, self.previous
+
+    def _replace(self, path, write):
+        # The name keeps its ending, which Keras and matplotlib go by.
+        temporary = path.with_name(f".{path.name}")
+        with _writing(path):
+            write(temporary)
+            temporary.replace(path)
 
 
-def _replace(path, write):
-    # The name keeps its ending, which Keras and matplotlib go by.
-    temporary = path.with_name(f".{path.name}")
-    with _writing(path):
-        write(temporary)
-        temporary.replace(path)
+class ReadOnlyRunDirectory(RunDirectory):
+    """The directory of a run for processes that must not write there.
+
+    Where several processes hold a model they must save it together. What these ones save is
+    deleted.
+    """
+
+    def prepare(self):
+        """Leave it to the process that writes."""
+
+    def write_checkpoint(self, model, settings, history, choice):
+        """Take part in saving the run's state."""
+        self._replace(self.checkpoint, model.save)
+
+    def _replace(self, path, write):
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder) / path.name)
+
+
+def _unreadable(path, error):
+    return CommandError(
+        f"{path} is no checkpoint that can be resumed: {error}. "
+        "Put back a whole copy, or begin a new run with another --output"
+    )
 
 
 @contextlib.contextmanager

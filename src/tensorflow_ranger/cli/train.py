@@ -1,15 +1,18 @@
 """``tensorflow-ranger train``."""
 
+import contextlib
 import importlib.util
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tensorflow_ranger.cli import curves, optimizers, options
-from tensorflow_ranger.cli.errors import STOPPED, CommandError
-from tensorflow_ranger.cli.frameworks import import_keras, silent_stderr
-from tensorflow_ranger.cli.run_directory import RunDirectory
+from tensorflow_ranger.cli import launch, options
+from tensorflow_ranger.cli.errors import CommandError, UsageError
+from tensorflow_ranger.cli.frameworks import import_keras, silent_stdout
+from tensorflow_ranger.cli.run import Run
+from tensorflow_ranger.cli.run_directory import ReadOnlyRunDirectory, RunDirectory
 from tensorflow_ranger.cli.settings import LEARNING_RATES, Settings
 from tensorflow_ranger.cli.tasks import digits
 
@@ -122,110 +125,36 @@ def train(
         if source is not None and source.name != "DEFAULT"
     }
     _require_packages()
-    directory = RunDirectory(output)
+    launched = launch.detect(os.environ)
+    with contextlib.nullcontext() if launched.process == 0 else silent_stdout():
+        directory = (RunDirectory if launched.process == 0 else ReadOnlyRunDirectory)(output)
+        if resume or (launched.restarts and directory.has_checkpoint()):
+            settings, record, choice = _stored(directory, given, resume)
+        else:
+            settings, record, choice = Settings.new(given), {}, None
+            directory.prepare()
+        settings = settings.on(import_keras(settings.backend))
+        with launch.joined(launched, settings.backend) as engine:
+            Run(directory, settings, record, choice, launched, engine).train()
+
+
+def _stored(directory, given, resume):
+    """Return what the checkpoint holds, with the settings that the run goes on with.
+
+    A launcher that starts a run again gives it the options of a new one.
+    """
+    stored, record, choice = directory.read()
+    if directory.note is not None:
+        print(directory.note)
     if resume:
-        stored, record, choice = directory.read()
-        settings = stored.resume(given, epochs_done=len(record["epochs"]))
-    else:
-        settings, record, choice = Settings.new(given), {}, None
-        directory.prepare()
-    _run(directory, settings.on(import_keras(settings.backend)), record, choice)
-
-
-def _run(directory, settings, record, choice):
-    from tensorflow_ranger.training.shuffled_batches import ShuffledBatches
-    from tensorflow_ranger.training.update_history import UpdateHistory
-
-    (x, y), held_out = digits.load()
-    history = UpdateHistory(**record)
-    # Saving and loading make Keras import TensorFlow, where it is installed, on any backend.
-    with silent_stderr():
-        model = directory.load_model() if record else _compiled_model(settings, len(x))
-        directory.write_checkpoint(model, settings, history, choice)
-    directory.write_settings(settings, choice)
-    directory.write_history(history.epochs)
-    if settings.microbatch is not None:
-        _use_micro_batches(model, settings)
-    print(
-        f"{f'Resuming after epoch {len(history.epochs)}' if record else 'Training'}: "
-        f"{settings.optimizer_in_words} on {settings.backend}, "
-        f"{settings.batch_in_words} make one update"
-    )
-    batches = ShuffledBatches(x, y, settings.batch_size, settings.seed)
-    _fit(model, batches, held_out, directory, settings, history, choice)
-    directory.write_model(model)
-    choice = _choice(model, choice)
-    directory.write_settings(settings, choice)
-    _draw(directory, model, settings, history, len(x))
-    if choice is not None:
-        print(f"Micro-batches of {choice['chosen']}. {choice['reason']}")
-    accuracy = model.evaluate(*held_out, verbose=0, return_dict=True)["accuracy"]
-    print(
-        f"Held-out accuracy {accuracy:.1%}. Model, history, curves and settings are in "
-        f"{directory.path}: {', '.join(file.name for file in directory.results)}"
-    )
-
-
-def _fit(model, batches, held_out, directory, settings, history, choice):
-    import keras
-
-    def keep(epoch, logs):
-        directory.write_checkpoint(model, settings, history, _choice(model, choice))
-        directory.write_history(history.epochs)
-
-    try:
-        model.fit(
-            batches,
-            shuffle=False,  # the batches are in an order of their own
-            initial_epoch=len(history.epochs),
-            epochs=settings.epochs,
-            validation_data=held_out,
-            callbacks=[
-                batches.order_callback(),
-                history,
-                keras.callbacks.LambdaCallback(on_epoch_end=keep),  # fit then closes the window
-            ],
+        return stored.resume(given, epochs_done=len(record["epochs"])), record, choice
+    new = Settings.new(given)
+    if new != (stored if new.backend else stored.on(None)):
+        raise UsageError(
+            f"{directory.path} holds a run with other settings than the one started again. "
+            "Go on with that run by --resume, or choose another --output"
         )
-    except KeyboardInterrupt:
-        print(f"\nStopped. Go on by: tensorflow-ranger train --resume --output {directory.path}")
-        raise typer.Exit(STOPPED) from None
-    except MemoryError as error:
-        raise CommandError(str(error)) from error
-
-
-def _use_micro_batches(model, settings):
-    from tensorflow_ranger.training.microbatch import microbatch
-
-    microbatch(model, settings.microbatch, memory_limit=settings.memory_limit)
-
-
-def _choice(model, last):
-    """Return what is recorded of the micro-batch in use, or `last` before there is one."""
-    plan = getattr(model, "microbatch_plan", None)
-    if plan is None or plan.chosen is None:
-        return last
-    return {"chosen": plan.chosen, "reason": plan.reason}
-
-
-def _draw(directory, model, settings, history, samples):
-    import keras
-
-    updates = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
-    title = (
-        f"Handwritten digits: {settings.optimizer_in_words}, {settings.batch_in_words} per update "
-        f"({settings.backend}, seed {settings.seed})"
-    )
-    point = "micro-batch" if settings.microbatch is None else "batch"
-    figure = curves.draw(history, updates, samples, settings.batch_size, title, point)
-    directory.write_curves(figure)
-
-
-def _compiled_model(settings, samples):
-    model = digits.build_model(settings.seed)
-    optimizer = optimizers.build(settings, settings.total_updates(samples))
-    model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    optimizer.build(model.trainable_variables)
-    return model
+    return stored, record, choice
 
 
 def _require_packages():

@@ -16,7 +16,8 @@ def merged(totals, carry, metrics, averages, normalizations):
 
     Args:
         totals: List of tensors.
-        carry: Dict of this replica's carry after its last micro-batch.
+        carry: Dict of this replica's carry after its last micro-batch. Its "present" is
+            empty, or holds one tensor with a 1 for each total that has a gradient in it.
         metrics: List of tensors; the values of ``carry["metrics"]`` when the batch began.
         averages: List of tensors; the values of ``carry["averages"]`` when the batch began.
         normalizations: Places in the averages of the means whose spreads the carry holds.
@@ -39,8 +40,9 @@ def merged(totals, carry, metrics, averages, normalizations):
         squares,
         carry["spreads"],
         gained,
+        carry["present"],
     ]
-    totals, (whole, loss, *parts), moved, squares, spreads, gained = _sum_groups(groups)
+    totals, (whole, loss, *parts), moved, squares, spreads, gained, present = _sum_groups(groups)
     final = list(carry["averages"])
     for i, move in zip(means, moved, strict=True):
         final[i] = averages[i] + move / _like(whole, move)
@@ -59,6 +61,7 @@ def merged(totals, carry, metrics, averages, normalizations):
         "samples": whole,
         "loss": loss,
         "parts": parts,
+        "present": present,
     }
 
 

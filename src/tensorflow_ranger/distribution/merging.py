@@ -39,7 +39,9 @@ def merge_window(window):
     if replicas.count() == 1:
         return
     variables = [*window.shares, window.has_gradient]
-    values = [ops.cast(v.value, window.mass.dtype) if v.dtype == "bool" else v.value for v in variables]
+    values = [
+        ops.cast(v.value, window.mass.dtype) if v.dtype == "bool" else v.value for v in variables
+    ]
     for variable, value in zip(variables, replicas.sum_over(values), strict=True):
         variable.assign(ops.greater(value, 0) if variable.dtype == "bool" else value)
 

@@ -10,7 +10,7 @@ from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.window import Window
 from tensorflow_ranger.backend import replicas
 from tensorflow_ranger.distribution.merging import everywhere, merge_window, require_replicas
-from tensorflow_ranger.optimizers import arguments
+from tensorflow_ranger.optimizers import arguments, window_state
 from tensorflow_ranger.optimizers import inner as inner_optimizers
 from tensorflow_ranger.optimizers.gradient_shaping import GradientShaping
 from tensorflow_ranger.optimizers.slots import add_slot
@@ -143,6 +143,8 @@ class RangerOptimizer(OptimizerWrapper):
         if self.built:
             return
         require_replicas(variables)
+        if replicas.has_several(variables):
+            replicas.begin_alike(variables)
         self._window = Window(
             list(variables), self._add_accumulator, self._add_state, self.accumulator_dtype
         )
@@ -178,7 +180,11 @@ class RangerOptimizer(OptimizerWrapper):
         present = [gradient is not None for gradient in gradients]
         with keras.name_scope(self.name, caller=self):
             self._window.add(
-                gradients, mass, self._loss_scale(weighted), self.skip_nonfinite, self._agreed
+                gradients,
+                mass * self._share,
+                self._loss_scale(weighted),
+                self.skip_nonfinite,
+                self._agreed,
             )
             replicas.run_if(
                 ops.greater_equal(self._window.micro_batches, self._accumulation_steps),
@@ -199,39 +205,6 @@ class RangerOptimizer(OptimizerWrapper):
         grads, trainable_variables = zip(*grads_and_vars, strict=True)
         self.apply(grads, trainable_variables, mass=mass)
         return self.iterations
-
-    def stateless_apply(self, optimizer_variables, grads, trainable_variables, mass=None):
-        """Return the variables after `apply`, for loops that carry their state (JAX).
-
-        Args:
-            optimizer_variables: List of tensors, the values of `variables`.
-            grads: As in `apply`.
-            trainable_variables: List of tensors, the values of the variables built with.
-            mass: As in `apply`.
-
-        Returns:
-            ``(trainable_variables, optimizer_variables)``: two lists of tensors.
-
-        Raises:
-            ValueError: The optimizer is not built; a list has the wrong length; as `apply` does;
-                or the backend is TensorFlow, which has no stateless optimizers.
-        """
-        if keras.config.backend() == "tensorflow":
-            return super().stateless_apply(optimizer_variables, grads, trainable_variables)
-        if not self.built:
-            raise ValueError(
-                "stateless_apply needs a built optimizer: got one without variables. "
-                "Call optimizer.build(model.trainable_variables) first."
-            )
-        arguments.state("optimizer_variables", optimizer_variables, self.variables)
-        arguments.state("trainable_variables", trainable_variables, self._trainable_variables)
-        variables = [*self._trainable_variables, *self.variables]
-        values = [*trainable_variables, *optimizer_variables]
-        with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
-            self.apply(grads, mass=mass)
-        updated = [scope.get_current_value(variable) for variable in variables]
-        count = len(self._trainable_variables)
-        return updated[:count], updated[count:]
 
     def finalize_variable_values(self, var_list):
         """Apply what is left of the window, then finalize the inner optimizer.
@@ -283,9 +256,7 @@ class RangerOptimizer(OptimizerWrapper):
     def save_own_variables(self, store):
         """Save the inner optimizer as Keras saves it alone, and the window beside it."""
         self.inner_optimizer.save_own_variables(store)
-        for name, variable in self._window_state().items():
-            shared = name in self._shares
-            store[name] = replicas.total(variable) if shared else _array(variable)
+        window_state.save(store, self._window_state())
 
     def load_own_variables(self, store):
         """Load what `save_own_variables` saved, or a plain optimizer's checkpoint.
@@ -310,17 +281,7 @@ class RangerOptimizer(OptimizerWrapper):
             if self._slow is not None:
                 self._slow.reset(self._trainable_variables)
             return
-        state = self._window_state()
-        if missing := sorted(state.keys() - names):
-            raise ValueError(
-                f"The checkpoint of {self.name} holds no {', '.join(missing)}: it was saved for a "
-                "model with fewer trainable variables. Load it into the model it was saved from."
-            )
-        for name, variable in state.items():
-            if name in self._shares:
-                replicas.assign_share(variable, store[name])
-            else:
-                variable.assign(store[name])
+        window_state.load(store, self._window_state(), self.name)
         self._reported_skips = self.skipped_micro_batches
 
     @property
@@ -346,9 +307,7 @@ class RangerOptimizer(OptimizerWrapper):
         return add_slot(self, variable, "window_sum", dtype)
 
     def _add_state(self, name, shape, dtype):
-        return self.add_variable(
-            shape=shape, dtype=dtype, aggregation="none", name=name
-        )
+        return self.add_variable(shape=shape, dtype=dtype, aggregation="none", name=name)
 
     def _aligned(self, grads, trainable_variables):
         if trainable_variables is None:
@@ -366,11 +325,10 @@ class RangerOptimizer(OptimizerWrapper):
         return aligned
 
     @property
-    def _shares(self):
-        # The names of what is saved as the sum of the replicas' values.
-        if not self.built or not replicas.has_several(self._trainable_variables):
-            return ()
-        return self._window.share_names
+    def _share(self):
+        # Of gradients that are merged, every replica holds an equal share.
+        merged = self.gradients_are_merged
+        return 1.0 / replicas.copies(self._trainable_variables) if merged else 1.0
 
     def _agreed(self, flag):
         return flag if self.gradients_are_merged else everywhere(flag)
@@ -395,11 +353,11 @@ class RangerOptimizer(OptimizerWrapper):
             # but a graph must fix which ones it updates: all of them if that loses nothing else.
             earlier = ops.any(ops.logical_and(self._window.has_gradient, ops.logical_not(present)))
             variables = self._updated_variables
-            backend.run_if(earlier, lambda: self._update([True] * len(present)), variables)
-            backend.run_if(ops.logical_not(earlier), lambda: self._update(present), variables)
+            replicas.run_if(earlier, lambda: self._update([True] * len(present)), variables)
+            replicas.run_if(ops.logical_not(earlier), lambda: self._update(present), variables)
 
     def _update(self, present):
-        means = self._window.mean(self.reduction)
+        means = self._window.mean(self.reduction, self._share)
         # A layer frozen in mid-window stays as it is, and what it had in the window is forgotten.
         pairs = [
             (mean if given else None, variable)
@@ -434,11 +392,7 @@ def _count(variable):
             "The optimizer's state is inside fit now, and this reference has none of it. "
             "In a callback on JAX, go through self.model.optimizer, which fetches it."
         )
-    return int(ops.convert_to_numpy(variable.value))
-
-
-def _array(variable):
-    return ops.convert_to_numpy(variable.value)
+    return int(ops.convert_to_numpy(ops.convert_to_tensor(variable)))
 
 
 def _checked_steps(value):

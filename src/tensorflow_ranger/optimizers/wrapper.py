@@ -2,6 +2,8 @@
 
 import keras
 
+from tensorflow_ranger.optimizers import arguments
+
 
 def _delegated(name):
     """Return a property that reads and writes `name` on the inner optimizer."""
@@ -74,6 +76,39 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         }
         self.inner_optimizer.build(self._trainable_variables)
         self.built = True
+
+    def stateless_apply(self, optimizer_variables, grads, trainable_variables, mass=None):
+        """Return the variables after `apply`, for loops that carry their state (JAX).
+
+        Args:
+            optimizer_variables: List of tensors, the values of `variables`.
+            grads: As in `apply`.
+            trainable_variables: List of tensors, the values of the variables built with.
+            mass: As in `apply`.
+
+        Returns:
+            ``(trainable_variables, optimizer_variables)``: two lists of tensors.
+
+        Raises:
+            ValueError: The optimizer is not built; a list has the wrong length; as `apply` does;
+                or the backend is TensorFlow, which has no stateless optimizers.
+        """
+        if keras.config.backend() == "tensorflow":
+            return super().stateless_apply(optimizer_variables, grads, trainable_variables)
+        if not self.built:
+            raise ValueError(
+                "stateless_apply needs a built optimizer: got one without variables. "
+                "Call optimizer.build(model.trainable_variables) first."
+            )
+        arguments.state("optimizer_variables", optimizer_variables, self.variables)
+        arguments.state("trainable_variables", trainable_variables, self._trainable_variables)
+        variables = [*self._trainable_variables, *self.variables]
+        values = [*trainable_variables, *optimizer_variables]
+        with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
+            self.apply(grads, mass=mass)
+        updated = [scope.get_current_value(variable) for variable in variables]
+        count = len(self._trainable_variables)
+        return updated[:count], updated[count:]
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         """Call the inner optimizer's `exclude_from_weight_decay`."""

@@ -67,6 +67,13 @@ class MicroBatcher:
             "torch": lambda: lambda data: self._run(None, data[0])[0],
         }
         require_replicas(model.variables)
+        if self._asked is None and replicas.in_lockstep(model.variables):
+            raise ValueError(
+                "size='auto' is measured by one process: got several, which must agree on the "
+                "size. Find it on one machine (microbatch_plan tells it), and give the integer."
+            )
+        if replicas.has_several(model.variables):
+            replicas.begin_alike(model.variables)
         model.train_function = runs[keras.config.backend()]()
 
     def _run_from_iterator(self, iterator):
@@ -107,6 +114,11 @@ class MicroBatcher:
             except Exception as error:
                 if not steps.is_out_of_memory(error):
                     raise
+                if replicas.in_lockstep(self._model.variables):
+                    raise MemoryError(
+                        f"Out of memory with micro-batches of {size} on this process, and others "
+                        "run the same size: use a smaller one."
+                    ) from error
                 self._fall_back(size, error)
             else:
                 self._end_measuring(begun, size, logs)
@@ -122,14 +134,24 @@ class MicroBatcher:
             tag_fan_in(model)
             compiled = None if model.run_eagerly else bool(model.jit_compile)
             passes = Passes(model, self._make_accumulator())
-            if passes.has_own_metrics and self._loop == "device":
-                raise ValueError(
-                    f"loop='device' cannot return what {type(model).__name__}.compute_metrics "
-                    "makes of a micro-batch. Use loop=None."
-                )
+            self._check_loop(passes)
             loop = "host" if passes.has_own_metrics else steps.default_loop(compiled)
             self._steps[key] = steps.make_step(passes, self._loop or loop, compiled)
         return self._steps[key]
+
+    def _check_loop(self, passes):
+        on_device = replicas.has_several(passes.weights) and keras.config.backend() != "torch"
+        if self._loop == "host" and on_device:
+            raise ValueError(
+                "loop='host' is for one replica: got several, which meet within one compiled step. "
+                "Use loop=None."
+            )
+        if passes.has_own_metrics and (self._loop == "device" or on_device):
+            where = "several replicas" if on_device else "loop='device'"
+            raise ValueError(
+                f"{where} cannot return what {type(self._model).__name__}.compute_metrics makes of "
+                f"a micro-batch. {'Use metrics of compile.' if on_device else 'Use loop=None.'}"
+            )
 
     def _make_accumulator(self):
         optimizer, variables = self._model.optimizer, self._model.trainable_variables
@@ -247,4 +269,3 @@ def _rows_known_to_graph(iterator, data, model):
     if replicas.has_several(model.variables):
         return None
     return next(leaf for leaf in keras.tree.flatten(spec) if leaf is not None).shape[0]
-

@@ -2,6 +2,7 @@
 
 import keras
 
+from tensorflow_ranger.backend import steps
 from tensorflow_ranger.batch_size.plan import parse_bytes
 from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.training.micro_batcher import MicroBatcher
@@ -89,15 +90,16 @@ def microbatch(
         accumulator_dtype=accumulator_dtype,
     )
     model.make_train_function = batcher.make_train_function
+    vars(model).update(steps.trainer_overrides(model))
     model.train_function = None
     return model
 
 
 def _uninstall(model):
     if "make_train_function" in vars(model):
-        del model.make_train_function
-        del model.microbatch_plan
-        model.train_function = None
+        for name in ("make_train_function", "microbatch_plan", *steps.trainer_overrides(model)):
+            delattr(model, name)
+        model.train_function = model.test_function = None
 
 
 def _check(model, size, memory_limit, loop, accumulator):

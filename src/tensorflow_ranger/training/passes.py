@@ -242,13 +242,17 @@ class Passes:
     def _over_replicas(self, totals, carry):
         if replicas.count() == 1:
             return totals, carry | {"counted": carry["samples"]}
-        return merged(
+        totals, present = steps.filled(totals, self.accumulator.open, carry["samples"])
+        totals, carry = merged(
             totals,
-            carry,
+            carry | {"present": present},
             [v.value for v in self.metrics],
             [v.value for v in self._averaged],
             [mean for mean, _ in self._normalizations.values()],
         )
+        if present:
+            self.has_gradient = [bool(count) for count in carry["present"][0]]
+        return totals, carry
 
     def _mean_state(self, carry, values, samples):
         # Welford's running mean and sum of squares, with samples as weights.

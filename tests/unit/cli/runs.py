@@ -1,7 +1,9 @@
 """Short runs of `tensorflow-ranger train`, in this process and in others."""
 
+import contextlib
 import functools
 import os
+import socket
 import subprocess
 import sys
 from unittest import mock
@@ -75,6 +77,19 @@ def assert_same_run(directory, expected):
             variables(directory / name), variables(expected / name), strict=True
         ):
             np.testing.assert_array_equal(value, wanted)
+
+
+def free_ports(count):
+    """Return a port that nobody listens to on 127.0.0.1, as on the `count - 1` after it."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            try:
+                for port in range(first + 1, first + count):
+                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            except (OSError, OverflowError):
+                continue
+        return first
 
 
 def contents(directory):

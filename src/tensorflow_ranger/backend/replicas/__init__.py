@@ -12,10 +12,11 @@ _active = importlib.import_module(f"{__name__}.{keras.config.backend()}")
 
 SUMS_METRICS = _active.SUMS_METRICS
 
-assign_share = _active.assign_share
 begin_alike = _active.begin_alike
+copies = _active.copies
 count = _active.count
 has_several = _active.has_several
+in_lockstep = _active.in_lockstep
 index = _active.index
 loss_divisor = _active.loss_divisor
 mismatch = _active.mismatch

@@ -34,6 +34,16 @@ def has_several(variables):
     return distribution is not None and distribution.num_model_replicas > 1
 
 
+def in_lockstep(variables):
+    """Return whether several processes must run the same program, with the same shapes."""
+    return has_several(variables) and jax.process_count() > 1
+
+
+def copies(variables):
+    """Return how many copies of `variables` there are: one array, wherever its parts are."""
+    return 1
+
+
 def index():
     """Return the number of this replica."""
     return jax.lax.axis_index(_axes[-1])
@@ -61,7 +71,9 @@ def mismatch(variables):
             "DataParallel()) before the model is built."
         )
     layouts = getattr(distribution, "_layout_map", None)
-    if layouts is not None and not any(layouts[variable.path] is not None for variable in variables):
+    if layouts is not None and not any(
+        layouts[variable.path] is not None for variable in variables
+    ):
         return (
             f"The LayoutMap matches no variable: got the patterns {', '.join(layouts)}, and "
             f"variables such as {', '.join(variable.path for variable in variables[:3])}. "
@@ -86,8 +98,3 @@ def begin_alike(variables):
 def total(variable):
     """Return the value of `variable` as a NumPy array."""
     return keras.ops.convert_to_numpy(variable.value)
-
-
-def assign_share(variable, value):
-    """Assign `value`."""
-    variable.assign(value)

@@ -3,7 +3,6 @@
 import json
 import os
 
-import keras
 import tensorflow as tf
 
 from tensorflow_ranger.backend import tensorflow as local
@@ -30,6 +29,18 @@ def count():
     if tf.distribute.in_cross_replica_context():
         return 1
     return tf.distribute.get_replica_context().num_replicas_in_sync
+
+
+def in_lockstep(variables):
+    """Return whether several processes must run the same program, with the same collectives."""
+    strategy = strategy_of(variables)
+    return strategy is not None and strategy.extended._in_multi_worker_mode()
+
+
+def copies(variables):
+    """Return how many copies of `variables` there are, each with a value of its own."""
+    strategy = strategy_of(variables)
+    return 1 if strategy is None else strategy.num_replicas_in_sync
 
 
 def index():
@@ -98,15 +109,6 @@ def total(variable):
     Every worker must call it.
     """
     strategy = strategy_of([variable])
-    values = strategy.run(lambda: sum_over([variable.value])[0])
+    # As read, a value may name no device, which sums of several workers need.
+    values = tf.function(strategy.run)(lambda: sum_over([tf.identity(variable.value)])[0])
     return strategy.experimental_local_results(values)[0].numpy()
-
-
-def assign_share(variable, value):
-    """Assign `value` on the first replica and zeros on the others."""
-    value = keras.ops.convert_to_tensor(value, variable.dtype)
-
-    def assign():
-        variable.assign(tf.where(tf.equal(index(), 0), value, tf.zeros_like(value)))
-
-    strategy_of([variable]).run(assign)

@@ -1,5 +1,6 @@
 """PyTorch: the processes of the default process group."""
 
+import contextlib
 import os
 
 import keras
@@ -23,6 +24,16 @@ def has_several(variables):
     return count() > 1
 
 
+def in_lockstep(variables):
+    """Return whether processes must run the same program: here they only meet for sums."""
+    return False
+
+
+def copies(variables):
+    """Return how many copies of `variables` there are, each with a value of its own."""
+    return count()
+
+
 def index():
     """Return the number of this replica."""
     return dist.get_rank()
@@ -43,6 +54,19 @@ def mismatch(variables):
             "the model is built, or unset WORLD_SIZE."
         )
     return None
+
+
+@contextlib.contextmanager
+def own_draws():
+    """Return a context in which layers without a seed draw from a generator of this replica's."""
+    if count() == 1:
+        yield
+        return
+    seed = int(torch.randint(2**62, ()))  # the same on all replicas, and another one each time
+    devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed + index())
+        yield
 
 
 @torch.no_grad()
@@ -89,8 +113,3 @@ def total(variable):
     Every replica must call it.
     """
     return keras.ops.convert_to_numpy(sum_over([variable.value])[0])
-
-
-def assign_share(variable, value):
-    """Assign `value` on the first replica and zeros on the others."""
-    variable.assign(value if index() == 0 else keras.ops.zeros_like(variable.value))

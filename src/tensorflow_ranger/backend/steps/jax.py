@@ -7,6 +7,7 @@ from tensorflow_ranger.backend.steps.jax_replicas import Mesh, ReplicaStep
 from tensorflow_ranger.backend.steps.jax_step import JaxStep
 from tensorflow_ranger.backend.steps.jax_step import add_gradients as add_gradients
 from tensorflow_ranger.backend.steps.jax_step import current_values as current_values
+from tensorflow_ranger.backend.steps.jax_step import filled as filled
 
 KNOWS_MEMORY = True  # before a step has run
 
@@ -29,6 +30,11 @@ def is_out_of_memory(error):
     return isinstance(error, MemoryError) or (
         isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     )
+
+
+def trainer_overrides(model):
+    """Return the methods of Keras' trainer that `model` needs others for, by their names: none."""
+    return {}
 
 
 def make_step(passes, loop, compiled):

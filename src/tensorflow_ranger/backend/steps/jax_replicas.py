@@ -52,7 +52,9 @@ class Mesh:
 
     def _arrays(self, data, cut):
         def array(leaf):
-            return jax.make_array_from_process_local_data(self._sharding, cut(np.asarray(leaf.rows)))
+            return jax.make_array_from_process_local_data(
+                self._sharding, cut(np.asarray(leaf.rows))
+            )
 
         return keras.tree.map_structure(lambda leaf: None if leaf is None else array(leaf), data)
 
@@ -160,7 +162,9 @@ def feed_uneven_batches():
     def distribute_or_hand_on(data, layouts=None):
         distribution = keras.distribution.distribution()
         if distribution is not None and count(data) % Mesh().replicas_here:
-            return keras.tree.map_structure(lambda x: None if x is None else Rows(np.asarray(x)), data)
+            return keras.tree.map_structure(
+                lambda x: None if x is None else Rows(np.asarray(x)), data
+            )
         return distribute(data, layouts)
 
     distribute_or_hand_on.feeds_uneven_batches = True

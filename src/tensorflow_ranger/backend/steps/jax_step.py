@@ -11,6 +11,7 @@ import numpy as np
 
 from tensorflow_ranger.backend.steps.samples import count, cut, split
 
+
 def current_values(variables):
     """Return pairs of the variables and the values an inner scope must be told."""
     return [(variable, variable.value) for variable in variables]
@@ -36,6 +37,11 @@ def add_gradients(share, passes, totals, factor):
         for i, (total, gradient) in enumerate(zip(totals, gradients, strict=True))
     ]
     return totals, aux
+
+
+def filled(totals, empty, like):
+    """Return the totals, and an empty list: a trace knows which of them have gradients."""
+    return totals, []
 
 
 class JaxStep:
@@ -273,9 +279,11 @@ class JaxStep:
 def _shapes(data, size):
     """Return the shapes of a micro-batch of `data`."""
     return keras.tree.map_structure(
-        lambda leaf: None
-        if leaf is None
-        else jax.ShapeDtypeStruct((min(size, leaf.shape[0]), *leaf.shape[1:]), leaf.dtype),
+        lambda leaf: (
+            None
+            if leaf is None
+            else jax.ShapeDtypeStruct((min(size, leaf.shape[0]), *leaf.shape[1:]), leaf.dtype)
+        ),
         data,
     )
 

@@ -5,6 +5,9 @@ import tensorflow as tf
 
 from tensorflow_ranger.backend.replicas.tensorflow import strategy_of
 from tensorflow_ranger.backend.steps.samples import count, cut, split
+from tensorflow_ranger.backend.steps.tensorflow_workers import (
+    trainer_overrides as trainer_overrides,
+)
 
 KNOWS_MEMORY = False  # before a step has run
 
@@ -57,6 +60,11 @@ def add_gradients(share, passes, totals, factor):
         for i, (total, gradient) in enumerate(zip(totals, gradients, strict=True))
     ]
     return totals, aux
+
+
+def filled(totals, empty, like):
+    """Return the totals, and an empty list: a trace knows which of them have gradients."""
+    return totals, []
 
 
 class Step:

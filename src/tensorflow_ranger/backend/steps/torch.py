@@ -5,6 +5,7 @@ import contextlib
 import keras
 import torch
 
+from tensorflow_ranger.backend.replicas.torch import own_draws
 from tensorflow_ranger.backend.steps.samples import count, cut, split
 
 KNOWS_MEMORY = False  # before a step has run
@@ -18,6 +19,11 @@ def default_loop(compiled):
 def rows(leaf):
     """Return the number of samples that `leaf` of a batch gives to a replica at most."""
     return leaf.shape[0] if len(leaf.shape) else -1
+
+
+def trainer_overrides(model):
+    """Return the methods of Keras' trainer that `model` needs others for, by their names: none."""
+    return {}
 
 
 def make_step(passes, loop, compiled):
@@ -53,6 +59,18 @@ def add_gradients(share, passes, totals, factor):
     if passes.weights:
         loss.backward()
     return totals, keras.tree.map_structure(_detached, aux)
+
+
+def filled(totals, empty, like):
+    """Return the totals with ``empty(index)`` for None, and in a list which of them were none.
+
+    Args:
+        totals: List of tensors and Nones.
+        empty: Function from an index to a total.
+        like: Tensor of the dtype and device of the result.
+    """
+    present = like.new_tensor([float(total is not None) for total in totals])
+    return [empty(i) if total is None else total for i, total in enumerate(totals)], [present]
 
 
 def _detached(tensor):
@@ -100,7 +118,8 @@ class Step:
             self._prepared = True
         if self._batch is None or self._batch.data is not data:
             self._batch = _Batch(self._passes, data, size)
-        logs = self._batch.run(size)
+        with own_draws():
+            logs = self._batch.run(size)
         with torch.no_grad():
             logs = self._passes.finish(self._batch.totals, self._batch.carry, rows) | logs
         self._batch = None

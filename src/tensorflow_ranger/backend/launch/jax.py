@@ -1,0 +1,90 @@
+"""JAX: `keras.distribution` over the devices of all processes."""
+
+import contextlib
+import inspect
+
+import jax
+import keras
+from jax.experimental import multihost_utils
+
+
+class Engine:
+    """Processes and devices that train one model together.
+
+    Args:
+        processes: Integer >= 1; how many processes there are.
+        process: Number of this one.
+        addresses: Sequence of ``host:port``. The first is that of process 0.
+        local: Number of this process among those of its host, which gives it the GPU of that
+            number, or None, which gives it all.
+        timeout: Seconds after which a peer that does not answer is lost.
+
+    Attributes:
+        devices: How many devices of this process train.
+        own_rows: Whether each process is fed its own rows of a batch, or all of them the whole.
+        equal_rows: Whether each process must be fed as many rows.
+    """
+
+    own_rows = True
+    equal_rows = True
+
+    def __init__(self, processes, process, addresses, local, timeout):
+        self._joined = processes > 1
+        if self._joined:
+            # Keras' own `initialize` does this without the timeouts.
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+            jax.distributed.initialize(
+                addresses[0],
+                processes,
+                process,
+                local_device_ids=None if local is None else [local],
+                initialization_timeout=timeout,
+                **_timeouts(timeout),
+            )
+        self.devices = jax.local_device_count()
+        self._distribution = None
+        if jax.device_count() > 1:
+            self._distribution = keras.distribution.DataParallel(auto_shard_dataset=False)
+            keras.distribution.set_distribution(self._distribution)
+        self.meet()
+
+    def scope(self):
+        """Return the context in which the model to train is built, or loaded."""
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def apart(self):
+        """Return a context in which models are built and run by this process alone."""
+        keras.distribution.set_distribution(None)
+        try:
+            yield
+        finally:
+            keras.distribution.set_distribution(self._distribution)
+
+    def meet(self):
+        """Wait for the other processes."""
+        if self._joined:
+            multihost_utils.sync_global_devices("tensorflow_ranger")
+
+    def close(self):
+        """Leave the other processes."""
+        if self._distribution is not None:
+            keras.distribution.set_distribution(None)
+        if self._joined:
+            jax.distributed.shutdown()
+
+    def is_lost_peer(self, error):
+        """Return whether `error` says that another process is gone."""
+        words = ("gloo", "coordination", "heartbeat", "connection")
+        return (
+            self._joined
+            and isinstance(error, jax.errors.JaxRuntimeError | ValueError)
+            and any(word in str(error).lower() for word in words)
+        )
+
+
+def _timeouts(timeout):
+    # JAX before 0.8 has no names for them.
+    known = inspect.signature(jax.distributed.initialize).parameters
+    wanted = {"heartbeat_timeout_seconds": timeout, "shutdown_timeout_seconds": timeout}
+    return {name: value for name, value in wanted.items() if name in known}

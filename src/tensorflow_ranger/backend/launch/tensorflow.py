@@ -1,0 +1,81 @@
+"""TensorFlow: a strategy over the GPUs of one process, or over the workers of a cluster."""
+
+import contextlib
+
+import tensorflow as tf
+
+
+class Engine:
+    """Processes and devices that train one model together.
+
+    Args:
+        processes: Integer >= 1; how many processes there are.
+        process: Number of this one.
+        addresses: Sequence of ``host:port``, one for each process.
+        local: Number of this process among those of its host, which gives it the GPU of that
+            number, or None, which gives it all.
+        timeout: Seconds after which a peer that does not answer is lost.
+
+    Attributes:
+        devices: How many devices of this process train.
+        own_rows: Whether each process is fed its own rows of a batch, or all of them the whole.
+        equal_rows: Whether each process must be fed as many rows.
+    """
+
+    own_rows = False
+    equal_rows = False
+
+    def __init__(self, processes, process, addresses, local, timeout):
+        gpus = tf.config.list_physical_devices("GPU")
+        self._strategy = None
+        self._joined = processes > 1
+        if self._joined:
+            if gpus and local is not None:
+                gpus = [gpus[local]]
+                tf.config.set_visible_devices(gpus, "GPU")
+            self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
+                tf.distribute.cluster_resolver.SimpleClusterResolver(
+                    tf.train.ClusterSpec({"worker": list(addresses)}),
+                    task_type="worker",
+                    task_id=process,
+                    rpc_layer="grpc",
+                ),
+                tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout),
+            )
+        elif len(gpus) > 1:
+            self._strategy = tf.distribute.MirroredStrategy()
+        self.devices = max(1, len(gpus))
+        self.meet()
+
+    def scope(self):
+        """Return the context in which the model to train is built, or loaded."""
+        return contextlib.nullcontext() if self._strategy is None else self._strategy.scope()
+
+    def apart(self):
+        """Return a context in which models are built and run by this process alone."""
+        return contextlib.nullcontext()
+
+    def meet(self):
+        """Wait for the other processes."""
+        if self._joined:
+            strategy = self._strategy
+
+            @tf.function(autograph=False)
+            def met():
+                return strategy.reduce("SUM", strategy.run(lambda: tf.constant(1.0)), axis=None)
+
+            met().numpy()
+
+    def close(self):
+        """Leave the other processes: nothing to do."""
+
+    def is_lost_peer(self, error):
+        """Return whether `error` says that another process is gone."""
+        errors = tf.errors
+        return self._joined and isinstance(
+            error,
+            errors.UnavailableError
+            | errors.AbortedError
+            | errors.CancelledError
+            | errors.DeadlineExceededError,
+        )

@@ -1,0 +1,195 @@
+"""A run of ``tensorflow-ranger train``: from its settings to its results."""
+
+import typer
+
+from tensorflow_ranger.cli import curves, optimizers
+from tensorflow_ranger.cli.errors import STOPPED, CommandError, UsageError
+from tensorflow_ranger.cli.frameworks import silent_stderr
+from tensorflow_ranger.cli.options import AUTO
+from tensorflow_ranger.cli.tasks import digits
+
+
+class Run:
+    """A run, or its share in one of several processes.
+
+    Args:
+        directory: `RunDirectory`.
+        settings: `Settings` with a backend.
+        record: Arguments of the `UpdateHistory` so far. Empty for a new run.
+        choice: The micro-batch chosen so far, as `RunDirectory.write_checkpoint` takes it.
+        launched: `Launch`.
+        engine: The backend's `Engine`.
+    """
+
+    def __init__(self, directory, settings, record, choice, launched, engine):
+        self._directory = directory
+        self._settings = settings
+        self._record = record
+        self._choice = choice
+        self._launched = launched
+        self._engine = engine
+        self._together = launched.processes > 1 or engine.devices > 1
+        self._writes = launched.process == 0
+
+    def train(self):
+        """Train the model and write the results.
+
+        Raises:
+            UsageError: The settings don't suit several processes.
+            CommandError: A file cannot be written, or memory ran out.
+        """
+        from tensorflow_ranger.training.update_history import UpdateHistory
+
+        directory, settings = self._directory, self._settings
+        (x, y), held_out = digits.load()
+        self._check_rows(len(x))
+        self._history = UpdateHistory(**self._record)
+        # Saving and loading make Keras import TensorFlow, where it is installed, on any backend.
+        with silent_stderr():
+            model = self._model(len(x))
+            self._engine.meet()  # all have read what one now writes anew
+            directory.write_checkpoint(model, settings, self._history, self._choice)
+        directory.write_settings(settings, self._choice)
+        directory.write_history(self._history.epochs)
+        self._use_micro_batches(model)
+        self._announce()
+        evaluation = self._evaluation(model, held_out)
+        self._fit(model, x, y, held_out, evaluation)
+        directory.write_model(model)
+        self._choice = self._chosen(model)
+        directory.write_settings(settings, self._choice)
+        if self._writes:
+            self._draw(model, len(x))
+            results = (
+                evaluation.evaluate(model)
+                if evaluation
+                else model.evaluate(*held_out, verbose=0, return_dict=True)
+            )
+            self._conclude(results["accuracy"])
+
+    def _model(self, samples):
+        with self._engine.scope():
+            if self._record:
+                return self._directory.load_model()
+            settings = self._settings
+            model = digits.build_model(settings.seed)
+            optimizer = optimizers.build(settings, settings.total_updates(samples))
+            model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+            optimizer.build(model.trainable_variables)
+            return model
+
+    def _check_rows(self, samples):
+        settings, processes = self._settings, self._launched.processes
+        if processes == 1:
+            return
+        if settings.microbatch == AUTO:
+            raise UsageError(
+                f"--microbatch auto is measured by one process: got {processes}. Find the size "
+                "with one of them, and give the integer"
+            )
+        batches = {"--batch-size": settings.batch_size}
+        rest = samples % settings.batch_size
+        if rest:
+            batches["the last batch of an epoch"] = rest
+        for name, size in batches.items():
+            if size < processes or (self._engine.equal_rows and size % processes):
+                wanted = (
+                    "be a multiple of" if self._engine.equal_rows else "have an image for each of"
+                )
+                raise UsageError(
+                    f"{name} must {wanted} the {processes} processes: got {size} images, "
+                    f"{samples} in an epoch. Choose another --batch-size or number of processes"
+                )
+
+    def _announce(self):
+        words = self._launched.in_words(self._engine.devices)
+        if words is not None:
+            print(words)
+        done = len(self._history.epochs)
+        print(
+            f"{f'Resuming after epoch {done}' if self._record else 'Training'}: "
+            f"{self._settings.optimizer_in_words} on {self._settings.backend}, "
+            f"{self._settings.batch_in_words} make one update"
+        )
+
+    def _use_micro_batches(self, model):
+        from tensorflow_ranger.training.microbatch import microbatch
+
+        settings = self._settings
+        if settings.microbatch is not None:
+            microbatch(model, settings.microbatch, memory_limit=settings.memory_limit)
+        elif self._together:
+            # Keras' own step would weigh the processes alike, whose parts may differ.
+            microbatch(model, -(-settings.batch_size // self._launched.processes))
+
+    def _evaluation(self, model, held_out):
+        """Return the callback that evaluates the model, or None where `fit` does it."""
+        from tensorflow_ranger.cli.held_out import HeldOut
+
+        together = self._together and self._writes
+        return HeldOut(model, held_out, self._engine) if together else None
+
+    def _fit(self, model, x, y, held_out, evaluation):
+        import keras
+
+        from tensorflow_ranger.cli.own_rows import OwnRows
+        from tensorflow_ranger.training.shuffled_batches import ShuffledBatches
+
+        batches = rows = ShuffledBatches(x, y, self._settings.batch_size, self._settings.seed)
+        if self._engine.own_rows and self._launched.processes > 1:
+            rows = OwnRows(batches, self._launched.processes, self._launched.process)
+        validation = {} if self._together else {"validation_data": held_out}
+        callbacks = [
+            batches.order_callback(),
+            *([evaluation] if evaluation else []),
+            self._history,
+            # `fit` closes the window thereafter.
+            keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: self._keep(model)),
+        ]
+        try:
+            model.fit(
+                rows,
+                shuffle=False,  # the batches are in an order of their own
+                initial_epoch=len(self._history.epochs),
+                epochs=self._settings.epochs,
+                callbacks=callbacks,
+                **validation,
+            )
+        except KeyboardInterrupt:
+            path = self._directory.path
+            print(f"\nStopped. Go on by: tensorflow-ranger train --resume --output {path}")
+            raise typer.Exit(STOPPED) from None
+        except MemoryError as error:
+            raise CommandError(str(error)) from error
+
+    def _keep(self, model):
+        self._directory.write_checkpoint(model, self._settings, self._history, self._chosen(model))
+        self._directory.write_history(self._history.epochs)
+
+    def _chosen(self, model):
+        """Return what is recorded of the micro-batch in use, or the last before there is one."""
+        plan = getattr(model, "microbatch_plan", None)
+        if self._settings.microbatch is None or plan is None or plan.chosen is None:
+            return self._choice
+        return {"chosen": plan.chosen, "reason": plan.reason}
+
+    def _draw(self, model, samples):
+        import keras
+
+        settings = self._settings
+        updates = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+        title = (
+            f"Handwritten digits: {settings.optimizer_in_words}, {settings.batch_in_words} per "
+            f"update ({settings.backend}, seed {settings.seed})"
+        )
+        point = "micro-batch" if settings.microbatch is None else "batch"
+        figure = curves.draw(self._history, updates, samples, settings.batch_size, title, point)
+        self._directory.write_curves(figure)
+
+    def _conclude(self, accuracy):
+        if self._choice is not None:
+            print(f"Micro-batches of {self._choice['chosen']}. {self._choice['reason']}")
+        print(
+            f"Held-out accuracy {accuracy:.1%}. Model, history, curves and settings are in "
+            f"{self._directory.path}: {', '.join(file.name for file in self._directory.results)}"
+        )

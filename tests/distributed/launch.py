@@ -1,0 +1,106 @@
+"""Starts the processes of a distributed run on this machine, and gathers what they write."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+
+TIMEOUT = 240  # seconds for all the cases of a run, on a busy machine
+
+
+def run(engine, folder, *names):
+    """Return the results of the cases `names` of each process, which all must succeed."""
+    launcher = {
+        "torch_processes": _torchrun,
+        "jax_processes": _keras_distribution,
+        "tensorflow_workers": _tf_config,
+    }.get(engine, _one_process)
+    processes = launcher([engine, str(folder), *names])
+    wait(processes)
+    files = sorted(Path(folder).glob("[0-9].json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
+def wait(processes):
+    """Wait for the processes; if one fails, end the others and raise with its messages."""
+    deadline = time.monotonic() + TIMEOUT
+    while any(process.poll() is None for process in processes):
+        failed = [process for process in processes if process.poll()]
+        if failed or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+    outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise AssertionError("\n---\n".join(output[-4000:] for output in outputs))
+
+
+def free_ports(count):
+    """Return numbers of ports that nobody listens to."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def start(command, **variables):
+    """Start a command with the environment `variables` beside the usual ones."""
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": keras.config.backend(),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        **variables,
+    }
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _worker(arguments, **variables):
+    return start(["-m", "tests.distributed.worker", *arguments], **variables)
+
+
+def _one_process(arguments):
+    return [_worker(arguments)]
+
+
+def _torchrun(arguments):
+    (port,) = free_ports(1)
+    options = ["--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    module = ["-m", "tests.distributed.worker", *arguments]
+    return [start(["-m", "torch.distributed.run", *options, *module])]
+
+
+def _keras_distribution(arguments):
+    (port,) = free_ports(1)
+    return [
+        _worker(
+            arguments,
+            KERAS_DISTRIBUTION_JOB_ADDRESSES=f"127.0.0.1:{port}",
+            KERAS_DISTRIBUTION_NUM_PROCESSES="2",
+            KERAS_DISTRIBUTION_PROCESS_ID=str(process),
+        )
+        for process in range(2)
+    ]
+
+
+def _tf_config(arguments):
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    tasks = [{"type": "worker", "index": index} for index in range(2)]
+    return [
+        _worker(arguments, TF_CONFIG=json.dumps({"cluster": cluster, "task": task}))
+        for task in tasks
+    ]

@@ -1,0 +1,42 @@
+"""What is looked at under an engine beside the cases."""
+
+import keras
+import numpy as np
+
+import tensorflow_ranger as ranger
+from tests.distributed import cases
+
+
+def dropout(here, folder):
+    """Return how many of 64 inputs a batch of one sample a replica has dropped on some only."""
+    with here.scope():
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential(
+            [keras.Input((64,)), keras.layers.Dropout(0.5), keras.layers.Dense(1, use_bias=False)]
+        )
+        model.layers[-1].kernel.assign(np.zeros((64, 1)))
+        model.compile(keras.optimizers.SGD(1.0), loss="mse")
+        ranger.microbatch(model, 1)
+    rows = here.replicas // here.feeds
+    model.fit(np.ones((rows, 64)), np.ones((rows, 1)), batch_size=rows, verbose=0)
+    drops = np.abs(model.get_weights()[0][:, 0])
+    return int(np.sum((drops > 0) & (drops < drops.max() * 0.99)))
+
+
+def resumed(here, folder):
+    """Return the weights of a run that was saved in mid-window, loaded and gone on with."""
+    case = cases.CASES["saved"]
+    path = folder / f"checkpoint{here.process}.keras"
+    save = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: epoch == 0 and model.save(path)
+    )
+    with here.scope():
+        model = cases.compiled(case)
+    cases.fit(model, case, here, epochs=1, callbacks=[save])
+    with here.scope():
+        model = keras.saving.load_model(path)
+        if case.size:
+            ranger.microbatch(model, case.size)
+    pending = model.optimizer.pending_micro_batches
+    cases.fit(model, case, here, initial_epoch=1)
+    return {"weights": [w.tolist() for w in model.get_weights()], "pending": pending}

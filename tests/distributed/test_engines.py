@@ -1,0 +1,108 @@
+"""Every engine ends with the weights of one process, and sums gradients once per update."""
+
+import keras
+import numpy as np
+import pytest
+
+from tests.distributed import cases, launch
+from tests.distributed.engines import Here
+
+SCALARS = 64  # bytes an update may send beside its gradients: masses, losses and metrics
+
+# Keras' own train step fails under several TensorFlow workers.
+EVERYWHERE = ["masks", "batch_normalization", "ranger", "streaming", "not_finite"]
+ENGINES = {
+    "tensorflow": {
+        "tensorflow_mirrored": EVERYWHERE,
+        "tensorflow_workers": ["masks", "batch_normalization", "ranger"],
+    },
+    "jax": {
+        "jax_data_parallel": EVERYWHERE,
+        "jax_processes": ["masks", "batch_normalization", "streaming"],
+        "jax_model_parallel": ["masks", "ranger", "streaming"],
+    },
+    "torch": {"torch_processes": EVERYWHERE},
+}[keras.config.backend()]
+pytestmark = pytest.mark.filterwarnings("ignore:Left out:UserWarning")
+RUNS = [(engine, name) for engine, names in ENGINES.items() for name in names]
+OBSERVED = ["dropout", "resumed"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The results of each engine, which all its cases share: a process starts in seconds."""
+    known = {}
+
+    def results_of(engine):
+        if engine not in known:
+            known[engine] = None
+            folder = tmp_path_factory.mktemp(engine)
+            known[engine] = launch.run(engine, folder, *ENGINES[engine], *OBSERVED)
+        assert known[engine], f"{engine} failed before"
+        return known[engine]
+
+    return results_of
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The results of one process on the whole batch."""
+    known = {}
+
+    def results_of(name):
+        if name not in known:
+            known[name] = cases.run(cases.CASES[name], Here(replicas=1))[0]
+        return known[name]
+
+    return results_of
+
+
+def assert_same_weights(actual, expected):
+    for weight, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(weight, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("engine", "name"), RUNS)
+def test_weights_are_those_of_one_process(results, alone, engine, name):
+    expected = alone(name)
+    for process in results(engine):
+        assert_same_weights(process[name]["weights"], expected["weights"])
+        assert process[name]["updates"] == expected["updates"]
+        assert process[name]["skipped"] == expected["skipped"]
+
+
+@pytest.mark.parametrize(("engine", "name"), RUNS)
+def test_history_is_that_of_the_whole_batch(results, alone, engine, name):
+    histories = [process[name]["history"] for process in results(engine)]
+    if engine == "torch_processes" and cases.CASES[name].size is None:
+        # Keras' own step knows the metrics of its process alone: here, of half the samples.
+        histories = [{key: np.mean([h[key] for h in histories], 0) for key in histories[0]}]
+    for history in histories:
+        for key, values in alone(name)["history"].items():
+            np.testing.assert_allclose(history[key], values, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"),
+    [(e, n) for e, n in RUNS if n in ("masks", "ranger") or (n == "streaming" and e[0] != "j")],
+)
+def test_gradients_cross_the_replicas_once_per_update(results, engine, name):
+    for process in results(engine):
+        updates, sizes = process[name]["collectives"]
+        gradients = process[name]["bytes"]
+        assert sum(size >= gradients for size in sizes) == updates
+        assert sum(sizes) <= updates * (gradients + SCALARS)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_replicas_drop_other_inputs(results, engine):
+    # With the same mask on all replicas, an input would be dropped by all or by none.
+    for process in results(engine):
+        assert process["dropout"] > 10
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_goes_on_in_mid_window(results, alone, engine):
+    for process in results(engine):
+        assert process["resumed"]["pending"] == 1
+        assert_same_weights(process["resumed"]["weights"], alone("saved")["weights"])

@@ -1,0 +1,117 @@
+"""A run that is killed, whenever that is, ends where an undisturbed one does."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from tests.faults import command
+from tests.unit.cli import runs
+
+EPOCHS = 3
+MICRO_BATCHES = EPOCHS * runs.MICRO_BATCHES
+_random = random.Random(0)
+# Micro-batches, and seconds later: in a micro-batch, in an evaluation, while a checkpoint is
+# written, or between these.
+MOMENTS = [
+    (_random.randrange(1, MICRO_BATCHES), round(_random.uniform(0, 0.05), 4)) for _ in range(20)
+]
+IN_EVERY_SUITE = 3
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Return the directory of a run that nobody killed. Only read it."""
+    directory = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert runs.train(directory, "--epochs", str(EPOCHS)) == 0
+    return directory
+
+
+@pytest.fixture(scope="module")
+def forked():
+    """Return a function that calls another in a new process and returns its exit code.
+
+    A server imports Keras once, does nothing with it, and is forked.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([command.__name__])
+
+    def call(function, *arguments):
+        process = context.Process(target=function, args=arguments)
+        process.start()
+        process.join(timeout=120)
+        return process.exitcode
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(moment, marks=[pytest.mark.faults] if i >= IN_EVERY_SUITE else [])
+        for i, moment in enumerate(MOMENTS)
+    ],
+    ids=lambda moment: f"{moment[0]}+{moment[1]}s",
+)
+def test_the_only_process(moment, forked, undisturbed, tmp_path):
+    arguments = ["train", "--epochs", str(EPOCHS), "--output", str(tmp_path)]
+    assert forked(command.run, arguments, moment) == -signal.SIGKILL
+    assert not (tmp_path / "model.keras").exists()
+    assert runs.train(tmp_path, "--resume") == 0
+    runs.assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("options", [(), runs.MICROBATCH], ids=["window", "microbatch"])
+def test_one_of_two_processes(options, tmp_path):
+    # In the second epoch; in the middle of a window, where there are any.
+    micro_batches = 3 if options else runs.MICRO_BATCHES + 2
+    options = [*options, "--epochs", str(EPOCHS)]
+    assert runs.train(tmp_path / "undisturbed", *options) == 0
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"),
+            *("--master-addr=127.0.0.1", f"--master-port={runs.free_ports(3)}"),
+            *("--max-restarts=1", "-m", "tests.faults.command"),
+            *("train", "--output", tmp_path / "run", *options),
+        ],
+        env={
+            **os.environ,
+            "KERAS_BACKEND": keras.config.backend(),
+            "KILLED": f"{micro_batches} 0 1",
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("process 0 writes the run\nTraining") == 1
+    assert run.stdout.count("process 0 writes the run\nResuming after epoch 1") == 1
+    for name in ("model.keras", "checkpoint.keras"):
+        values = runs.variables(tmp_path / "run" / name)
+        expected = runs.variables(tmp_path / "undisturbed" / name)
+        for value, wanted in zip(values, expected, strict=True):
+            np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-6)
+
+
+def test_a_checkpoint_cut_in_half(undisturbed, tmp_path, capsys):
+    assert runs.train(tmp_path, "--epochs", "2") == 0
+    checkpoint = tmp_path / "checkpoint.keras"
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: len(content) // 2])
+    capsys.readouterr()
+    assert runs.train(tmp_path, "--resume", "--epochs", str(EPOCHS)) == 0
+    note, resuming, *_ = capsys.readouterr().out.splitlines()
+    assert note.startswith(f"{checkpoint} is no checkpoint that can be resumed: ")
+    assert note.endswith(". Going on from checkpoint.previous.keras")
+    assert resuming.startswith("Resuming after epoch 1: ")
+    runs.assert_same_run(tmp_path, undisturbed)
