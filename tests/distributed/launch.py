@@ -14,7 +14,7 @@ TIMEOUT = 240  # seconds for all the cases of a run, on a busy machine
 
 
 def run(engine, folder, *names):
-    """Return the results of the cases `names` of each process, which all must succeed."""
+    """Train the cases `names`; every process must succeed and writes its results to `folder`."""
     launcher = {
         "torch_processes": _torchrun,
         "jax_processes": _keras_distribution,
@@ -22,6 +22,10 @@ def run(engine, folder, *names):
     }.get(engine, _one_process)
     processes = launcher([engine, str(folder), *names])
     wait(processes)
+
+
+def results(folder):
+    """Return the results that each process has written to `folder`."""
     files = sorted(Path(folder).glob("[0-9].json"))
     return [json.loads(file.read_text()) for file in files]
 

@@ -1,5 +1,6 @@
 """Every engine ends with the weights of one process, and sums gradients once per update."""
 
+import filelock
 import keras
 import numpy as np
 import pytest
@@ -29,17 +30,22 @@ OBSERVED = ["dropout", "resumed"]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """The results of each engine, which all its cases share: a process starts in seconds."""
-    known = {}
+def results(tmp_path_factory, worker_id):
+    """The results of each engine, which all its cases and all workers of pytest-xdist share."""
+
+    root = tmp_path_factory.getbasetemp()
+    root = root if worker_id == "master" else root.parent
 
     def results_of(engine):
-        if engine not in known:
-            known[engine] = None
-            folder = tmp_path_factory.mktemp(engine)
-            known[engine] = launch.run(engine, folder, *ENGINES[engine], *OBSERVED)
-        assert known[engine], f"{engine} failed before"
-        return known[engine]
+        folder = root / engine
+        folder.mkdir(exist_ok=True)
+        with filelock.FileLock(folder / "lock"):
+            if not (folder / "begun").exists():
+                (folder / "begun").touch()
+                launch.run(engine, folder, *ENGINES[engine], *OBSERVED)
+        found = launch.results(folder)
+        assert found, f"{engine} failed in another test"
+        return found
 
     return results_of
 
@@ -82,6 +88,7 @@ def test_history_is_that_of_the_whole_batch(results, alone, engine, name):
             np.testing.assert_allclose(history[key], values, rtol=1e-4, atol=1e-6)
 
 
+# On JAX, XLA sums in Keras' own step before the optimizer sees a gradient.
 @pytest.mark.parametrize(
     ("engine", "name"),
     [(e, n) for e, n in RUNS if n in ("masks", "ranger") or (n == "streaming" and e[0] != "j")],
@@ -90,8 +97,10 @@ def test_gradients_cross_the_replicas_once_per_update(results, engine, name):
     for process in results(engine):
         updates, sizes = process[name]["collectives"]
         gradients = process[name]["bytes"]
-        assert sum(size >= gradients for size in sizes) == updates
+        assert sum(size > SCALARS for size in sizes) == updates
         assert sum(sizes) <= updates * (gradients + SCALARS)
+        if engine != "jax_model_parallel":  # there each device has a part of the kernels
+            assert max(sizes) >= gradients
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -33,6 +33,9 @@ class Engine:
         if self._joined:
             # Keras' own `initialize` does this without the timeouts.
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
+            if hasattr(jax.config, "jax_enable_preemption_service"):
+                # It takes SIGTERM for itself, and a launcher waits in vain for the process to end.
+                jax.config.update("jax_enable_preemption_service", False)
             jax.distributed.initialize(
                 addresses[0],
                 processes,

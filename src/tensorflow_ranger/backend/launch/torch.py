@@ -35,12 +35,13 @@ class Engine:
             return
         if torch.cuda.is_available() and local is not None:
             torch.cuda.set_device(local)
-        dist.init_process_group(
-            init_method="env://" if "MASTER_ADDR" in os.environ else f"tcp://{addresses[0]}",
-            world_size=processes,
-            rank=process,
-            timeout=datetime.timedelta(seconds=timeout),
-        )
+        url = "env://" if "MASTER_ADDR" in os.environ else f"tcp://{addresses[0]}"
+        wait = datetime.timedelta(seconds=timeout)
+        store, _, _ = next(dist.rendezvous(url, process, processes, timeout=wait))
+        # torchrun keeps its store over restarts, with the addresses of the processes that are gone.
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"restart_{restart}", store)
+        dist.init_process_group(store=store, world_size=processes, rank=process, timeout=wait)
 
     def scope(self):
         """Return the context in which the model to train is built, or loaded."""

@@ -1,0 +1,99 @@
+"""``tensorflow-ranger train`` in two processes: one run, one output, the weights of one process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from tests.unit.cli import runs
+
+# The window that the last batch is in stays open, and is in the checkpoint.
+OPTIONS = ("--batch-size", "300", "--accumulation-steps", "4", "--epochs", "1")
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    outputs = launch(two)
+    assert runs.run("train", "--output", str(one), *OPTIONS) == 0
+    for name in ("model.keras", "checkpoint.keras"):
+        values, expected = runs.variables(two / name), runs.variables(one / name)
+        assert max(np.abs(value).max() for value in expected) > 0.1
+        for value, wanted in zip(values, expected, strict=True):
+            np.testing.assert_allclose(value, wanted, rtol=0, atol=2e-6)
+    history = [np.loadtxt(run / "history.csv", delimiter=",", skiprows=1) for run in (one, two)]
+    np.testing.assert_allclose(history[1], history[0], atol=1e-5)
+    assert {file.name for file in two.iterdir()} == {file.name for file in one.iterdir()}
+    words, training, *_, held_out = "".join(outputs).splitlines()
+    assert words == f"2 processes of {launcher()}; process 0 writes the run"
+    assert training.startswith("Training: ")
+    assert held_out.startswith("Held-out accuracy ")
+    assert "".join(outputs).count("Held-out") == 1
+    if len(outputs) > 1:
+        assert outputs[1] == ""
+
+
+def launcher():
+    names = {"torch": "torchrun", "jax": "keras.distribution", "tensorflow": "TF_CONFIG"}
+    return names[keras.config.backend()]
+
+
+def launch(directory):
+    """Run the command in two processes, as users do; return what each writes to the terminal.
+
+    torchrun shows what its processes write in one stream.
+    """
+    train = ["-m", "tensorflow_ranger", "train", "--output", str(directory), *OPTIONS]
+    port = runs.free_ports(3)
+    if keras.config.backend() == "torch":
+        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
+        address = ["--master-addr=127.0.0.1", f"--master-port={port}"]
+        return finish([start([*torchrun, *address, *train])])
+    if keras.config.backend() == "jax":
+        place = {
+            "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{port}",
+            "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+        }
+        places = [place | {"KERAS_DISTRIBUTION_PROCESS_ID": str(i)} for i in range(2)]
+    else:
+        cluster = {"worker": [f"127.0.0.1:{port + i}" for i in range(2)]}
+        tasks = [{"type": "worker", "index": i} for i in range(2)]
+        places = [{"TF_CONFIG": json.dumps({"cluster": cluster, "task": t})} for t in tasks]
+    return finish([start(train, **place) for place in places])
+
+
+def start(command, **environment):
+    usual = {
+        "KERAS_BACKEND": keras.config.backend(),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env={**os.environ, **usual, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(processes):
+    """Return the output of each process; they must all succeed, and write no error."""
+    outputs = []
+    try:
+        for process in processes:
+            output, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors
+            assert "Error" not in errors
+            outputs.append(output)
+    except subprocess.TimeoutExpired:
+        pytest.fail("two processes did not finish")
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+    return outputs
