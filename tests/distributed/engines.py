@@ -18,6 +18,7 @@ class Here:
 
     Attributes:
         process: Its number.
+        processes: How many there are.
         feeds: How many processes feed rows of their own.
         scope: Function that returns the context in which models are built.
         counted: Function that returns a context in which calls are counted.
@@ -26,6 +27,7 @@ class Here:
     """
 
     process: int = 0
+    processes: int = 1
     feeds: int = 1
     replicas: int = 2
     scope: Callable = contextlib.nullcontext
@@ -63,7 +65,14 @@ def torch_processes():
         return int(model.optimizer.iterations.value), list(sizes)
 
     processes = dist.get_world_size()
-    yield Here(dist.get_rank(), processes, processes, counted=counted, collectives=collectives)
+    yield Here(
+        dist.get_rank(),
+        processes,
+        processes,
+        processes,
+        counted=counted,
+        collectives=collectives,
+    )
     dist.destroy_process_group()
 
 
@@ -98,6 +107,7 @@ def _jax(devices, distribution, process_count=1):
 
     yield Here(
         jax.process_index(),
+        process_count,
         process_count,
         keras.distribution.distribution().num_model_replicas,
         collectives=collectives,
@@ -174,8 +184,10 @@ def _tensorflow(strategy_of):
         functions = step._on_replicas._list_all_concrete_functions()
         return 1, collective_ops(functions[-1])
 
-    process = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))["task"]["index"]
-    yield Here(process, 1, 2, strategy.scope, counted, collectives)
+    alone = '{"task": {"index": 0}, "cluster": {"worker": [""]}}'
+    config = json.loads(os.environ.get("TF_CONFIG", alone))
+    process, processes = config["task"]["index"], len(config["cluster"]["worker"])
+    yield Here(process, processes, 1, 2, strategy.scope, counted, collectives)
 
 
 def tensorflow_mirrored():

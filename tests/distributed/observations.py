@@ -1,5 +1,7 @@
 """What is looked at under an engine beside the cases."""
 
+import contextlib
+
 import keras
 import numpy as np
 
@@ -40,3 +42,36 @@ def resumed(here, folder):
     pending = model.optimizer.pending_micro_batches
     cases.fit(model, case, here, initial_epoch=1)
     return {"weights": [w.tolist() for w in model.get_weights()], "pending": pending}
+
+
+def refused(here, folder):
+    """Return the errors for what an engine can't do, by what was asked for."""
+    asked = {"loop": {"size": 2, "loop": "host"}}
+    if here.processes > 1:
+        asked["size"] = {"size": "auto"}
+    messages = {}
+    for name, settings in asked.items():
+        model = _classifier(here, settings)
+        with _kept(messages, name):
+            model.fit(np.ones((8, 6)), np.ones((8, 3)), batch_size=8, verbose=0)
+    if keras.config.backend() == "jax":
+        model = _classifier(here, {"size": 2})
+        model.fit(np.ones((8, 6)), np.ones((8, 3)), batch_size=8, verbose=0)
+        with _kept(messages, "rows"):
+            model.evaluate(np.ones((3, 6)), np.ones((3, 3)), verbose=0)
+    return messages
+
+
+def _classifier(here, settings):
+    with here.scope():
+        model = cases.classifier()
+        model.compile("sgd", loss="mse")
+        return ranger.microbatch(model, **settings)
+
+
+@contextlib.contextmanager
+def _kept(messages, name):
+    try:
+        yield
+    except ValueError as error:
+        messages[name] = str(error)

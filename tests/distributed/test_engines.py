@@ -26,13 +26,12 @@ ENGINES = {
 }[keras.config.backend()]
 pytestmark = pytest.mark.filterwarnings("ignore:Left out:UserWarning")
 RUNS = [(engine, name) for engine, names in ENGINES.items() for name in names]
-OBSERVED = ["dropout", "resumed"]
+OBSERVED = ["dropout", "resumed", "refused"]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, worker_id):
     """The results of each engine, which all its cases and all workers of pytest-xdist share."""
-
     root = tmp_path_factory.getbasetemp()
     root = root if worker_id == "master" else root.parent
 
@@ -115,3 +114,21 @@ def test_a_run_goes_on_in_mid_window(results, alone, engine):
     for process in results(engine):
         assert process["resumed"]["pending"] == 1
         assert_same_weights(process["resumed"]["weights"], alone("saved")["weights"])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_an_engine_cannot_do_is_an_error(results, engine):
+    backend = keras.config.backend()
+    expected = {
+        "loop": "loop='host' is for one replica: got several" if backend != "torch" else None,
+        "size": "size='auto' is measured by one process: got several",
+        "rows": "A batch must give each replica of a process as many samples: got 3",
+    }
+    lockstep = engine in ("jax_processes", "tensorflow_workers")
+    for process in results(engine):
+        messages = process["refused"]
+        assert ("loop" in messages) == (backend != "torch")
+        assert ("size" in messages) == lockstep
+        assert ("rows" in messages) == (engine == "jax_processes")
+        for name, message in messages.items():
+            assert expected[name] in message

@@ -52,13 +52,13 @@ def merged_gradients(optimizer):
     chain = list(_chain(optimizer))
     own = [vars(each).get("_all_reduce_sum_gradients") for each in chain]
     for each in chain:
-        each.gradients_are_merged = True
+        each._gradients_are_merged = True
         replicas.take_merged(each)
     try:
         yield
     finally:
         for each, before in zip(chain, own, strict=True):
-            each.gradients_are_merged = False
+            each._gradients_are_merged = False
             vars(each).pop("_all_reduce_sum_gradients", None)
             if before is not None:
                 each._all_reduce_sum_gradients = before

@@ -112,7 +112,7 @@ class RangerOptimizer(OptimizerWrapper):
         self._shaping = GradientShaping(self.adaptive_clipping, self.centralize)
         self._slow = None
         self._reported_skips = 0
-        self.gradients_are_merged = False
+        self._gradients_are_merged = False
         replicas.take_merged(inner_optimizer)
 
     @property
@@ -327,21 +327,21 @@ class RangerOptimizer(OptimizerWrapper):
     @property
     def _share(self):
         # Of gradients that are merged, every replica holds an equal share.
-        merged = self.gradients_are_merged
+        merged = self._gradients_are_merged
         return 1.0 / replicas.copies(self._trainable_variables) if merged else 1.0
 
     def _agreed(self, flag):
-        return flag if self.gradients_are_merged else everywhere(flag)
+        return flag if self._gradients_are_merged else everywhere(flag)
 
     def _loss_scale(self, weighted):
         # What the gradients are divided by, to be those of a replica's own mean loss.
         scale = self.loss_scale_factor or 1.0
-        if weighted or self.gradients_are_merged or self.reduction == "sum":
+        if weighted or self._gradients_are_merged or self.reduction == "sum":
             return scale
         return scale / replicas.loss_divisor()
 
     def _close_window(self, present):
-        if not self.gradients_are_merged:
+        if not self._gradients_are_merged:
             merge_window(self._window)
         seen = backend.static_value(self._window.has_gradient.value)
         if seen is not None:

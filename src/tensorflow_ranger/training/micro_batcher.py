@@ -88,7 +88,7 @@ class MicroBatcher:
             logs, _ = self._run(None, data, _rows_known_to_graph(iterator, data, self._model))
         return logs
 
-    def _run(self, state, data, rows="all"):
+    def _run(self, state, data, rows: int | str | None = "all"):
         try:
             return self._run_batch(state, data, rows)
         except BaseException:

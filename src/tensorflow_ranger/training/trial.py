@@ -117,7 +117,7 @@ def _run(trial, data, size):
         state = tuple([ops.copy(v.value) for v in group] for group in groups)
         compiled = bool(model.jit_compile and not model.run_eagerly)
     with backend.kept(model):
-        logs, _ = steps.Step(trial, "host", compiled).run(state, _copy(data), size, None)
+        logs, _ = steps.make_step(trial, "host", compiled).run(state, _copy(data), size, None)
     totals = [
         # PyTorch has no gradient for what the loss doesn't depend on.
         np.zeros((2, *weight.shape)) if total is None else ops.convert_to_numpy(total)

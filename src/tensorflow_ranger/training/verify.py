@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tensorflow_ranger.backend import replicas
 from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.training.reasons import crossing_reasons, loss_reasons, training_reasons
 from tensorflow_ranger.training.trial import differences_of, is_over, run_both
@@ -95,7 +96,8 @@ def verify(model, batch, size: int):
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: The model is not compiled or overrides `train_step`; `size` is no integer >= 1;
+        ValueError: The model is not compiled, overrides `train_step`, or is trained by several
+            replicas; `size` is no integer >= 1;
             `batch` is empty, or its arrays have leading axes of several sizes.
 
     Example:
@@ -165,6 +167,11 @@ def _check(model):
         raise ValueError(
             "verify needs a model that knows its loss and optimizer: got one that is not compiled. "
             "Call model.compile first."
+        )
+    if replicas.has_several(model.variables):
+        raise ValueError(
+            "verify compares on one replica: got a model that several train. Build the same model "
+            "without a distribution, and verify that."
         )
     if not type(model).train_step.__module__.startswith("keras."):
         raise ValueError(

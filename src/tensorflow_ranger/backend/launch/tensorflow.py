@@ -57,8 +57,8 @@ class Engine:
 
     def meet(self):
         """Wait for the other processes."""
-        if self._joined:
-            strategy = self._strategy
+        strategy = self._strategy
+        if strategy is not None and self._joined:
 
             @tf.function(autograph=False)
             def met():

@@ -37,7 +37,7 @@ class Mesh:
         return max(1, self.replicas // jax.process_count())
 
     def shards(self, data):
-        """Return the `Shards` of a batch: global arrays as Keras makes them, or `Rows`."""
+        """Return the `Shards` of a batch: global arrays as Keras makes them, or this process's."""
         if isinstance(_first(data), jax.Array):
             return Shards(data, None, 1.0)
         here = self.replicas_here
@@ -138,12 +138,14 @@ class Rows:
     """Rows of this process that its replicas can't share evenly: only `microbatch` takes them."""
 
     def __init__(self, rows):
-        self.rows = rows
+        self.rows = rows = np.asarray(rows)
         self.shape = rows.shape
         self.dtype = rows.dtype
         self.ndim = rows.ndim
 
+    @property
     def __jax_array__(self):
+        """Raise: this is what Keras' own compiled steps ask for."""
         raise ValueError(
             f"A batch must give each replica of a process as many samples: got {self.shape[0]} "
             f"samples for {Mesh().replicas_here} replicas. Choose a batch size that is a multiple; "
@@ -152,23 +154,25 @@ class Rows:
 
 
 def feed_uneven_batches():
-    """Let Keras' iterators hand on as `Rows` the batches that they can't shard."""
+    """Let Keras' iterators hand on the batches that they can't shard.
+
+    One process computes them on every replica, but for training by `microbatch`, which shares them
+    out. Several processes have rows of their own: only `microbatch` takes those.
+    """
     trainer = next(c for c in keras.Model.__mro__ if c.__name__ == "JAXTrainer")
-    module = sys.modules[trainer.__module__]
-    distribute = module._distribute_data
-    if getattr(distribute, "feeds_uneven_batches", False):
+    names = vars(sys.modules[trainer.__module__])
+    distribute = names["_distribute_data"]
+    if distribute.__module__ == __name__:
         return
 
     def distribute_or_hand_on(data, layouts=None):
         distribution = keras.distribution.distribution()
-        if distribution is not None and count(data) % Mesh().replicas_here:
-            return keras.tree.map_structure(
-                lambda x: None if x is None else Rows(np.asarray(x)), data
-            )
-        return distribute(data, layouts)
+        if distribution is None or count(data) % Mesh().replicas_here == 0:
+            return distribute(data, layouts)
+        make = np.asarray if jax.process_count() == 1 else Rows
+        return keras.tree.map_structure(lambda x: None if x is None else make(x), data)
 
-    distribute_or_hand_on.feeds_uneven_batches = True
-    module._distribute_data = distribute_or_hand_on
+    names["_distribute_data"] = distribute_or_hand_on
 
 
 def _first(data):

@@ -1,5 +1,7 @@
 """TensorFlow: one graph with a loop in it, or one graph per micro-batch under XLA on CPU."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -83,7 +85,7 @@ class Step:
 
     def __init__(self, passes, loop, compiled):
         self._passes = passes
-        self._strategy = strategy_of(passes.weights)
+        self._strategy: Any = strategy_of(passes.weights)
         if self._strategy is not None:
             compiled = False
         self._loop = loop
