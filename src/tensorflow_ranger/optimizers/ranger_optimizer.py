@@ -181,7 +181,7 @@ class RangerOptimizer(OptimizerWrapper):
         with keras.name_scope(self.name, caller=self):
             self._window.add(
                 gradients,
-                mass * self._share,
+                mass if self._share == 1.0 else mass * self._share,
                 self._loss_scale(weighted),
                 self.skip_nonfinite,
                 self._agreed,

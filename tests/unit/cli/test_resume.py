@@ -10,6 +10,7 @@ import keras
 import pytest
 
 from tensorflow_ranger.cli.main import main
+from tensorflow_ranger.cli.run_directory import RunDirectory
 from tensorflow_ranger.training.update_history import UpdateHistory
 from tests.unit.cli import runs
 
@@ -140,7 +141,8 @@ def flip_a_bit(content):
 def test_a_damaged_checkpoint_is_named(damage, stopped, capsys, monkeypatch):
     monkeypatch.setattr(keras.saving, "load_model", lambda path: pytest.fail("Keras read it"))
     checkpoint = stopped / "checkpoint.keras"
-    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    for path in (checkpoint, stopped / "checkpoint.previous.keras"):
+        path.write_bytes(damage(path.read_bytes()))
     before = runs.contents(stopped)
     assert runs.train(stopped, "--resume") == 1
     runs.assert_one_error(capsys, str(checkpoint), "no checkpoint that can be resumed")
@@ -149,6 +151,7 @@ def test_a_damaged_checkpoint_is_named(damage, stopped, capsys, monkeypatch):
 
 def test_a_model_of_other_making_is_no_checkpoint(stopped, capsys):
     (stopped / "checkpoint.keras").write_bytes((stopped / "model.keras").read_bytes())
+    (stopped / "checkpoint.previous.keras").unlink()
     assert runs.train(stopped, "--resume") == 1
     runs.assert_one_error(capsys, "no checkpoint that can be resumed", "tensorflow_ranger.json")
 
@@ -165,6 +168,28 @@ def test_a_checkpoint_that_keras_cannot_load_is_named(stopped, capsys):
     assert runs.train(stopped, "--resume") == 1
     runs.assert_one_error(capsys, "no checkpoint that can be resumed")
     assert runs.contents(stopped) == before
+
+
+def test_a_run_killed_between_its_checkpoints_goes_on_from_the_previous(stopped, finished, capsys):
+    checkpoint = stopped / "checkpoint.keras"
+    checkpoint.unlink()
+    assert runs.train(stopped, "--resume") == 0
+    note, resuming, *_ = capsys.readouterr().out.splitlines()
+    assert note == f"{checkpoint} does not exist. Going on from checkpoint.previous.keras"
+    assert resuming.startswith("Resuming after epoch 2: ")
+    runs.assert_same_run(stopped, finished)
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(stopped, monkeypatch):
+    checkpoint, previous = (stopped / f"checkpoint{x}.keras" for x in ("", ".previous"))
+    checkpoint.write_bytes(b"text")
+    whole = previous.read_bytes()
+    # The run is killed once it has written one more.
+    monkeypatch.setattr(RunDirectory, "write_settings", lambda *_: exit(9))
+    with pytest.raises(SystemExit):
+        runs.train(stopped, "--resume")
+    assert previous.read_bytes() == whole
+    assert zipfile.is_zipfile(checkpoint)
 
 
 def test_a_checkpoint_that_cannot_be_written_keeps_the_last(stopped, capsys, monkeypatch):

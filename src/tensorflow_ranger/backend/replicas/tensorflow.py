@@ -108,7 +108,7 @@ def total(variable):
 
     Every worker must call it.
     """
-    strategy = strategy_of([variable])
+    strategy = variable.value.distribute_strategy
     # As read, a value may name no device, which sums of several workers need.
     values = tf.function(strategy.run)(lambda: sum_over([tf.identity(variable.value)])[0])
     return strategy.experimental_local_results(values)[0].numpy()
