@@ -43,6 +43,10 @@ $(VENV)/.dev: $(VENV)/.train
 	$(PIP) --editable '.[examples]' --group dev
 	touch $@
 
+$(VENV)/.faults: $(VENV)/.dev
+	$(PIP) --editable '.[examples,ray]' --group dev
+	touch $@
+
 train: $(VENV)/.train
 	$(BIN)/tensorflow-ranger train $(ARGS)
 
@@ -50,7 +54,7 @@ test: $(VENV)/.dev
 	$(BIN)/python scripts/test.py --backends "$(BACKENDS)" $(TESTS)
 
 # An empty -m takes the place of the one in pyproject.toml, which leaves these out.
-test-faults: $(VENV)/.dev
+test-faults: $(VENV)/.faults
 	$(BIN)/python scripts/test.py --backends "$(BACKENDS)" -m "" $(or $(TESTS),tests/faults)
 
 floor: $(VENV)/.dev

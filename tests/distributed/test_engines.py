@@ -1,6 +1,5 @@
 """Every engine ends with the weights of one process, and sums gradients once per update."""
 
-import filelock
 import keras
 import numpy as np
 import pytest
@@ -29,22 +28,13 @@ RUNS = [(engine, name) for engine, names in ENGINES.items() for name in names]
 OBSERVED = ["dropout", "resumed", "refused"]
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory, worker_id):
-    """The results of each engine, which all its cases and all workers of pytest-xdist share."""
-    root = tmp_path_factory.getbasetemp()
-    root = root if worker_id == "master" else root.parent
+@pytest.fixture
+def results(once):
+    """A function that returns the results of an engine's processes, for all cases at once."""
 
     def results_of(engine):
-        folder = root / engine
-        folder.mkdir(exist_ok=True)
-        with filelock.FileLock(folder / "lock"):
-            if not (folder / "begun").exists():
-                (folder / "begun").touch()
-                launch.run(engine, folder, *ENGINES[engine], *OBSERVED)
-        found = launch.results(folder)
-        assert found, f"{engine} failed in another test"
-        return found
+        names = (*ENGINES[engine], *OBSERVED)
+        return launch.results(once(engine, lambda folder: launch.run(engine, folder, *names)))
 
     return results_of
 

@@ -17,12 +17,20 @@ ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = 2
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
+@pytest.fixture
+def results(once):
     """Return, by case, a list with what each process wrote."""
     from tests.distributed import fsdp2_worker
 
-    folder = tmp_path_factory.mktemp("fsdp2")
+    folder = once("fsdp2", run)
+    return {
+        name: [dict(np.load(folder / f"{name}-{rank}.npz")) for rank in range(PROCESSES)]
+        for name in fsdp2_worker.CASES
+    }
+
+
+def run(folder):
+    """Run the cases, which write to `folder`."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"),
         *(f"--nproc-per-node={PROCESSES}", "-m", "tests.distributed.fsdp2_worker", str(folder)),
@@ -32,10 +40,6 @@ def results(tmp_path_factory):
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-5000:]
-    return {
-        name: [dict(np.load(folder / f"{name}-{rank}.npz")) for rank in range(PROCESSES)]
-        for name in fsdp2_worker.CASES
-    }
 
 
 def alone(build_model, build_optimizer, batches):

@@ -1,5 +1,6 @@
 """The part of `microbatch` that stays with a model: it cuts, retries, measures and remembers."""
 
+import contextlib
 import functools
 import gc
 import logging
@@ -72,7 +73,9 @@ class MicroBatcher:
                 "size='auto' is measured by one process: got several, which must agree on the "
                 "size. Find it on one machine (microbatch_plan tells it), and give the integer."
             )
+        self._merged = contextlib.nullcontext
         if replicas.has_several(model.variables):
+            self._merged = functools.partial(merged_gradients, model.optimizer)
             replicas.begin_alike(model.variables)
         model.train_function = runs[keras.config.backend()]()
 
@@ -109,7 +112,7 @@ class MicroBatcher:
             size = min(self._size, samples)
             begun = self._begin_measuring(samples)
             try:
-                with merged_gradients(self._model.optimizer):
+                with self._merged():
                     logs, state = step.run(state, data, size, rows)
             except Exception as error:
                 if not steps.is_out_of_memory(error):
