@@ -27,11 +27,13 @@ def test_two_processes_train_as_one_does(tmp_path):
     history = [np.loadtxt(run / "history.csv", delimiter=",", skiprows=1) for run in (one, two)]
     np.testing.assert_allclose(history[1], history[0], atol=1e-5)
     assert {file.name for file in two.iterdir()} == {file.name for file in one.iterdir()}
-    words, training, *_, held_out = "".join(outputs).splitlines()
+    output = "".join(outputs)
+    words, training, *_, held_out = output.splitlines()
     assert words == f"2 processes of {launcher()}; process 0 writes the run"
     assert training.startswith("Training: ")
     assert held_out.startswith("Held-out accuracy ")
-    assert "".join(outputs).count("Held-out") == 1
+    for once in (words, "Training: ", "Held-out"):
+        assert output.count(once) == 1, once
     if len(outputs) > 1:
         assert outputs[1] == ""
 
