@@ -86,7 +86,7 @@ def check(model, optimizer):
             f"The optimizer must treat each weight by itself: got {name}, which may look at whole "
             f"tensors, of which a process holds a shard. Use one of {ELEMENTWISE}."
         )
-    for option in ("clipnorm", "global_clipnorm", "adaptive_clipping", "centralize", "lookahead"):
+    for option in ("clipnorm", "global_clipnorm", "adaptive_clipping", "centralize"):
         if getattr(optimizer, option, None):
             raise ValueError(
                 f"{option} is for whole tensors, of which a process holds a shard: got "

@@ -85,7 +85,7 @@ CASES = {
     # One sample is of one replica: all leave its micro-batch out.
     "not_finite": Case(windows, classifier, size=None, poisoned=BATCH + 1),
     # The first epoch ends in the middle of a window.
-    "saved": Case(lambda: windows(steps=3), classifier),
+    "saved": Case(lambda: windows(steps=3), classifier, size=None),
 }
 
 

@@ -1,6 +1,7 @@
 """What is looked at under an engine beside the cases."""
 
 import contextlib
+import dataclasses
 
 import keras
 import numpy as np
@@ -28,6 +29,8 @@ def dropout(here, folder):
 def resumed(here, folder):
     """Return the weights of a run that was saved in mid-window, loaded and gone on with."""
     case = cases.CASES["saved"]
+    if keras.config.backend() == "tensorflow" and here.processes > 1:
+        case = dataclasses.replace(case, size=3)  # Keras' own step fails there
     path = folder / f"checkpoint{here.process}.keras"
     save = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: epoch == 0 and model.save(path)
@@ -60,6 +63,24 @@ def refused(here, folder):
         with _kept(messages, "rows"):
             model.evaluate(np.ones((3, 6)), np.ones((3, 3)), verbose=0)
     return messages
+
+
+def begun_apart(here, folder):
+    """Return what became of weights that no common seed was given to, by the way in."""
+    outcomes = {}
+    for size in (None, 2):
+        with here.scope():
+            model = cases.classifier()
+            model.layers[0].bias.assign_add(np.full(8, 0.1 * (here.process + 1)))
+            model.compile(ranger.RangerOptimizer(accumulation_steps=2), loss="mse")
+        if size:
+            ranger.microbatch(model, size)
+        try:
+            model.fit(np.ones((16, 6)), np.ones((16, 3)), batch_size=4, verbose=0)
+            outcomes[str(size)] = keras.ops.convert_to_numpy(model.layers[0].bias).tolist()
+        except RuntimeError as error:
+            outcomes[str(size)] = str(error)
+    return outcomes
 
 
 def _classifier(here, settings):

@@ -26,6 +26,7 @@ ENGINES = {
 pytestmark = pytest.mark.filterwarnings("ignore:Left out:UserWarning")
 RUNS = [(engine, name) for engine, names in ENGINES.items() for name in names]
 OBSERVED = ["dropout", "resumed", "refused"]
+OBSERVED += ["begun_apart"] if keras.config.backend() == "torch" else []
 
 
 @pytest.fixture
@@ -122,3 +123,15 @@ def test_what_an_engine_cannot_do_is_an_error(results, engine):
         assert ("rows" in messages) == (engine == "jax_processes")
         for name, message in messages.items():
             assert expected[name] in message
+
+
+if keras.config.backend() == "torch":
+
+    def test_microbatch_begins_with_the_weights_of_the_first_process(results):
+        first, second = (process["begun_apart"]["2"] for process in results("torch_processes"))
+        assert first == second
+        assert isinstance(first, list)
+
+    def test_ranger_optimizer_refuses_weights_that_begin_apart(results):
+        for process in results("torch_processes"):
+            assert "The processes train different weights" in process["begun_apart"]["None"]

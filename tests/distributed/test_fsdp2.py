@@ -122,7 +122,6 @@ def test_optimizers_of_whole_tensors_are_refused(build):
         ("clipnorm", 1.0),
         ("global_clipnorm", 1.0),
         ("centralize", True),
-        ("lookahead", ranger.Lookahead()),
         ("adaptive_clipping", ranger.AdaptiveGradientClipping()),
     ],
 )

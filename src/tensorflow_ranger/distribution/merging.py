@@ -30,6 +30,19 @@ def everywhere(flag):
     return ops.equal(failures, 0)
 
 
+def require_alike(weights):
+    """Raise if the replicas hold different values of the variables `weights`.
+
+    Raises:
+        RuntimeError: They do.
+    """
+    if replicas.count() > 1 and not replicas.are_alike(weights):
+        raise RuntimeError(
+            "The processes train different weights. Call keras.utils.set_random_seed with one seed "
+            "in all of them before the model is built, or load the same file in all of them."
+        )
+
+
 def merge_window(window):
     """Replace a window's sums, its mass and its flags by those of all replicas.
 

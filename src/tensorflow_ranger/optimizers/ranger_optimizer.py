@@ -9,7 +9,12 @@ from keras import ops
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.window import Window
 from tensorflow_ranger.backend import replicas
-from tensorflow_ranger.distribution.merging import everywhere, merge_window, require_replicas
+from tensorflow_ranger.distribution.merging import (
+    everywhere,
+    merge_window,
+    require_alike,
+    require_replicas,
+)
 from tensorflow_ranger.optimizers import arguments, window_state
 from tensorflow_ranger.optimizers import inner as inner_optimizers
 from tensorflow_ranger.optimizers.gradient_shaping import GradientShaping
@@ -113,6 +118,7 @@ class RangerOptimizer(OptimizerWrapper):
         self._slow = None
         self._reported_skips = 0
         self._gradients_are_merged = False
+        self._is_compared = False  # with the weights of other processes
         replicas.take_merged(inner_optimizer)
 
     @property
@@ -143,8 +149,6 @@ class RangerOptimizer(OptimizerWrapper):
         if self.built:
             return
         require_replicas(variables)
-        if replicas.has_several(variables):
-            replicas.begin_alike(variables)
         self._window = Window(
             list(variables), self._add_accumulator, self._add_state, self.accumulator_dtype
         )
@@ -342,6 +346,9 @@ class RangerOptimizer(OptimizerWrapper):
 
     def _close_window(self, present):
         if not self._gradients_are_merged:
+            if not self._is_compared:
+                require_alike(self._trainable_variables)
+                self._is_compared = True
             merge_window(self._window)
         seen = backend.static_value(self._window.has_gradient.value)
         if seen is not None:

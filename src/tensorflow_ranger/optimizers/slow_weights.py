@@ -3,7 +3,6 @@
 from keras import ops
 
 from tensorflow_ranger import backend
-from tensorflow_ranger.backend import replicas
 from tensorflow_ranger.optimizers.slots import add_slot
 
 
@@ -17,8 +16,6 @@ class SlowWeights:
     """
 
     def __init__(self, lookahead, variables, optimizer):
-        if replicas.has_several(variables):
-            replicas.begin_alike(variables)
         self._lookahead = lookahead
         self._places = {id(variable): place for place, variable in enumerate(variables)}
         self.variables = [

@@ -76,7 +76,7 @@ class MicroBatcher:
         self._merged = contextlib.nullcontext
         if replicas.has_several(model.variables):
             self._merged = functools.partial(merged_gradients, model.optimizer)
-            replicas.begin_alike(model.variables)
+            replicas.begin_alike([*model.variables, *model.optimizer.variables])
         model.train_function = runs[keras.config.backend()]()
 
     def _run_from_iterator(self, iterator):

@@ -12,6 +12,7 @@ _active = importlib.import_module(f"{__name__}.{keras.config.backend()}")
 
 SUMS_METRICS = _active.SUMS_METRICS
 
+are_alike = _active.are_alike
 begin_alike = _active.begin_alike
 copies = _active.copies
 count = _active.count

@@ -95,6 +95,11 @@ def begin_alike(variables):
     """Assign the first replica's values to the variables of all: they are one array."""
 
 
+def are_alike(variables):
+    """Return whether all replicas hold the same values: they are one array."""
+    return True
+
+
 def total(variable):
     """Return the value of `variable` as a NumPy array."""
     return keras.ops.convert_to_numpy(variable.value)

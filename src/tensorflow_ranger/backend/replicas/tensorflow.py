@@ -103,6 +103,11 @@ def begin_alike(variables):
     """Assign the first replica's values to the variables of all: strategies do so."""
 
 
+def are_alike(variables):
+    """Return whether all replicas hold the same values: strategies see to it."""
+    return True
+
+
 def total(variable):
     """Return the sum of the replicas' values of `variable` as a NumPy array.
 

@@ -102,9 +102,18 @@ def take_merged(optimizer):
 
 @torch.no_grad()
 def begin_alike(variables):
-    """Assign the first replica's values to the variables of all."""
+    """Assign the first replica's values to the variables of all. Every replica must call it."""
     for variable in variables:
-        dist.broadcast(variable.value.data, src=0)
+        value = variable.value.data
+        dist.broadcast(value.view(torch.uint8) if value.dtype == torch.bool else value, src=0)
+
+
+@torch.no_grad()
+def are_alike(variables):
+    """Return whether all replicas hold the same values. Every replica must call it."""
+    sums = torch.stack([variable.value.detach().double().sum() for variable in variables])
+    own = sums.cpu().to(torch.float64)
+    return torch.allclose(sum_over([own])[0], own * count(), rtol=1e-12, atol=0)
 
 
 def total(variable):
