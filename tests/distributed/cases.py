@@ -80,6 +80,7 @@ def windows(steps=2):
 CASES = {
     "masks": Case(sgd, tagger, masked=True, last=22),
     "batch_normalization": Case(lambda: sgd(0.02), normalized, size=2),
+    "uneven": Case(sgd, classifier, last=21),
     "ranger": Case(lambda: ranger.Ranger(0.02), classifier),
     "streaming": Case(windows, classifier, size=None),
     # One sample is of one replica: all leave its micro-batch out.

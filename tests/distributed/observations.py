@@ -38,6 +38,8 @@ def resumed(here, folder):
     with here.scope():
         model = cases.compiled(case)
     cases.fit(model, case, here, epochs=1, callbacks=[save])
+    if keras.config.backend() == "torch":
+        path = folder / "checkpoint0.keras"  # which is whole: that process has met this one since
     with here.scope():
         model = keras.saving.load_model(path)
         if case.size:
@@ -63,6 +65,16 @@ def refused(here, folder):
         with _kept(messages, "rows"):
             model.evaluate(np.ones((3, 6)), np.ones((3, 3)), verbose=0)
     return messages
+
+
+def searched(here, folder):
+    """Return the size that one process finds for its devices."""
+    if here.processes > 1:
+        return None
+    model = _classifier(here, {"size": "auto"})
+    x, y = np.ones((32 * here.replicas, 6)), np.ones((32 * here.replicas, 3))
+    model.fit(x, y, batch_size=len(x), epochs=16, verbose=0)
+    return model.microbatch_plan.chosen
 
 
 def begun_apart(here, folder):

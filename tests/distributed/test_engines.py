@@ -10,7 +10,7 @@ from tests.distributed.engines import Here
 SCALARS = 64  # bytes an update may send beside its gradients: masses, losses and metrics
 
 # Keras' own train step fails under several TensorFlow workers.
-EVERYWHERE = ["masks", "batch_normalization", "ranger", "streaming", "not_finite"]
+EVERYWHERE = ["masks", "batch_normalization", "uneven", "ranger", "streaming", "not_finite"]
 ENGINES = {
     "tensorflow": {
         "tensorflow_mirrored": EVERYWHERE,
@@ -26,7 +26,9 @@ ENGINES = {
 pytestmark = pytest.mark.filterwarnings("ignore:Left out:UserWarning")
 RUNS = [(engine, name) for engine, names in ENGINES.items() for name in names]
 OBSERVED = ["dropout", "resumed", "refused"]
-OBSERVED += ["begun_apart"] if keras.config.backend() == "torch" else []
+OBSERVED += {"torch": ["begun_apart"], "jax": ["searched"], "tensorflow": []}[
+    keras.config.backend()
+]
 
 
 @pytest.fixture
@@ -135,3 +137,10 @@ if keras.config.backend() == "torch":
     def test_ranger_optimizer_refuses_weights_that_begin_apart(results):
         for process in results("torch_processes"):
             assert "The processes train different weights" in process["begun_apart"]["None"]
+
+
+if keras.config.backend() == "jax":
+
+    def test_the_size_is_found_for_the_devices_of_a_process(results):
+        (process,) = results("jax_data_parallel")
+        assert process["searched"] in (1, 2, 4, 8, 16, 32)

@@ -12,17 +12,18 @@ from tensorflow_ranger.backend import replicas
 
 
 def save(store, state):
-    """Save the variables of a window. Every replica must call it.
+    """Save the variables of a window. In the middle of one, every replica must call it.
 
     Args:
         store: Mapping from names to arrays, which is added to.
         state: Dict of the variables by the names they are saved under.
     """
+    begun = "window_micro_batches" in state and _value(state["window_micro_batches"]) > 0
     for name, variable in state.items():
-        if _copies(name, variable) > 1:
+        if begun and _copies(name, variable) > 1:
             store[name] = replicas.total(variable)
         else:
-            store[name] = ops.convert_to_numpy(variable.value)
+            store[name] = _value(variable)
 
 
 def load(store, state, owner):
@@ -45,6 +46,10 @@ def load(store, state, owner):
         copies = _copies(name, variable)
         value = np.asarray(store[name])
         variable.assign(value if copies == 1 else value / copies)
+
+
+def _value(variable):
+    return ops.convert_to_numpy(ops.convert_to_tensor(variable))
 
 
 def _copies(name, variable):

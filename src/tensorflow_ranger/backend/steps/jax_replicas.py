@@ -1,5 +1,6 @@
 """JAX: a batch on the replicas of a `keras.distribution`, an uneven one, too."""
 
+import math
 import sys
 from typing import Any, NamedTuple
 
@@ -52,9 +53,8 @@ class Mesh:
 
     def _arrays(self, data, cut):
         def array(leaf):
-            return jax.make_array_from_process_local_data(
-                self._sharding, cut(np.asarray(leaf.rows))
-            )
+            rows = leaf.rows if isinstance(leaf, Rows) else leaf
+            return jax.make_array_from_process_local_data(self._sharding, cut(rows))
 
         return keras.tree.map_structure(lambda leaf: None if leaf is None else array(leaf), data)
 
@@ -99,8 +99,10 @@ class ReplicaStep(JaxStep):
 
     def _held(self, state, data):
         even, rest, _ = self._mesh.shards(data)
-        arrays = jax.tree.leaves((state, even, rest))
-        return sum(array.addressable_shards[0].data.nbytes for array in arrays)
+        return sum(
+            math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
+            for array in jax.tree.leaves((state, even, rest))
+        )
 
     def _lowered(self, state, data, size):
         return self._step(state).lower(state, *self._mesh.shards(data), size, count(data))
