@@ -18,8 +18,8 @@ ENGINES = {
     },
     "jax": {
         "jax_data_parallel": EVERYWHERE,
-        "jax_processes": ["masks", "batch_normalization", "streaming"],
-        "jax_model_parallel": ["masks", "ranger", "streaming"],
+        "jax_processes": ["masks", "batch_normalization"],
+        "jax_model_parallel": ["masks", "streaming"],
     },
     "torch": {"torch_processes": EVERYWHERE},
 }[keras.config.backend()]

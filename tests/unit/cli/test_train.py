@@ -22,6 +22,7 @@ def test_a_run_leaves_its_results(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "checkpoint.keras",
+        "checkpoint.previous.keras",
         "curves.png",
         "history.csv",
         "model.keras",
