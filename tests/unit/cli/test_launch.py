@@ -157,7 +157,8 @@ def test_processes_share_each_batch_in_its_order(processes):
 
 def alone_of(processes, monkeypatch):
     """Let this process take itself for one of several, as far as it can alone."""
-    monkeypatch.setattr(launch, "detect", lambda environment: Launch("torchrun", processes))
+    alone = Launch("torchrun", processes, addresses=("127.0.0.1:1",) * processes)
+    monkeypatch.setattr(launch, "detect", lambda environment: alone)
     engine = type("Engine", (), {"equal_rows": keras.config.backend() == "jax", "devices": 1})
     monkeypatch.setattr("tensorflow_ranger.backend.launch.Engine", lambda *_: engine)
     monkeypatch.setattr(engine, "is_lost_peer", lambda error: False, raising=False)
