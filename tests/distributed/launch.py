@@ -15,13 +15,13 @@ TIMEOUT = 240  # seconds for all the cases of a run, on a busy machine
 
 def run(engine, folder, *names):
     """Train the cases `names`; every process must succeed and writes its results to `folder`."""
-    launcher = {
-        "torch_processes": _torchrun,
-        "jax_processes": _keras_distribution,
-        "tensorflow_workers": _tf_config,
-    }.get(engine, _one_process)
-    processes = launcher([engine, str(folder), *names])
-    wait(processes)
+    worker = ["-m", "tests.distributed.worker", engine, str(folder), *names]
+    if engine == "torch_processes":
+        wait([start(torchrun(*worker))])
+        return
+    joined = {"jax_processes": keras_distribution, "tensorflow_workers": tf_config}
+    places = joined[engine]() if engine in joined else [{}]
+    wait([start(worker, **place) for place in places])
 
 
 def results(folder):
@@ -55,7 +55,7 @@ def free_ports(count):
     return ports
 
 
-def start(command, **variables):
+def start(command, stderr=subprocess.STDOUT, /, **variables):
     """Start a command with the environment `variables` beside the usual ones."""
     environment = {
         **os.environ,
@@ -68,43 +68,33 @@ def start(command, **variables):
         [sys.executable, *command],
         env=environment,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         text=True,
     )
 
 
-def _worker(arguments, **variables):
-    return start(["-m", "tests.distributed.worker", *arguments], **variables)
-
-
-def _one_process(arguments):
-    return [_worker(arguments)]
-
-
-def _torchrun(arguments):
+def torchrun(*command):
+    """Return the command by which torchrun starts two processes of a Python command."""
     (port,) = free_ports(1)
     options = ["--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port)]
-    module = ["-m", "tests.distributed.worker", *arguments]
-    return [start(["-m", "torch.distributed.run", *options, *module])]
+    return ["-m", "torch.distributed.run", *options, *command]
 
 
-def _keras_distribution(arguments):
+def keras_distribution():
+    """Return the environment variables of each of two processes that `keras.distribution` joins."""
     (port,) = free_ports(1)
     return [
-        _worker(
-            arguments,
-            KERAS_DISTRIBUTION_JOB_ADDRESSES=f"127.0.0.1:{port}",
-            KERAS_DISTRIBUTION_NUM_PROCESSES="2",
-            KERAS_DISTRIBUTION_PROCESS_ID=str(process),
-        )
+        {
+            "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{port}",
+            "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+            "KERAS_DISTRIBUTION_PROCESS_ID": str(process),
+        }
         for process in range(2)
     ]
 
 
-def _tf_config(arguments):
+def tf_config():
+    """Return the environment variables of each of two workers that `TF_CONFIG` joins."""
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
     tasks = [{"type": "worker", "index": index} for index in range(2)]
-    return [
-        _worker(arguments, TF_CONFIG=json.dumps({"cluster": cluster, "task": task}))
-        for task in tasks
-    ]
+    return [{"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})} for task in tasks]

@@ -1,14 +1,12 @@
 """``tensorflow-ranger train`` in two processes: one run, one output, the weights of one process."""
 
-import json
-import os
 import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 
+from tests.distributed import launch
 from tests.unit.cli import runs
 
 # The window that the last batch is in stays open, and is in the checkpoint.
@@ -17,7 +15,7 @@ OPTIONS = ("--batch-size", "300", "--accumulation-steps", "4", "--epochs", "1")
 
 def test_two_processes_train_as_one_does(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    outputs = launch(two)
+    outputs = run_in_two(two)
     assert runs.run("train", "--output", str(one), *OPTIONS) == 0
     for name in ("model.keras", "checkpoint.keras"):
         values, expected = runs.variables(two / name), runs.variables(one / name)
@@ -43,43 +41,17 @@ def launcher():
     return names[keras.config.backend()]
 
 
-def launch(directory):
+def run_in_two(directory):
     """Run the command in two processes, as users do; return what each writes to the terminal.
 
     torchrun shows what its processes write in one stream.
     """
     train = ["-m", "tensorflow_ranger", "train", "--output", str(directory), *OPTIONS]
-    port = runs.free_ports(3)
     if keras.config.backend() == "torch":
-        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
-        address = ["--master-addr=127.0.0.1", f"--master-port={port}"]
-        return finish([start([*torchrun, *address, *train])])
-    if keras.config.backend() == "jax":
-        place = {
-            "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{port}",
-            "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
-        }
-        places = [place | {"KERAS_DISTRIBUTION_PROCESS_ID": str(i)} for i in range(2)]
-    else:
-        cluster = {"worker": [f"127.0.0.1:{port + i}" for i in range(2)]}
-        tasks = [{"type": "worker", "index": i} for i in range(2)]
-        places = [{"TF_CONFIG": json.dumps({"cluster": cluster, "task": t})} for t in tasks]
-    return finish([start(train, **place) for place in places])
-
-
-def start(command, **environment):
-    usual = {
-        "KERAS_BACKEND": keras.config.backend(),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    return subprocess.Popen(
-        [sys.executable, *command],
-        env={**os.environ, **usual, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+        return finish([launch.start(launch.torchrun(*train), subprocess.PIPE)])
+    backend = keras.config.backend()
+    places = launch.keras_distribution() if backend == "jax" else launch.tf_config()
+    return finish([launch.start(train, subprocess.PIPE, **place) for place in places])
 
 
 def finish(processes):

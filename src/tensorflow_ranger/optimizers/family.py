@@ -5,7 +5,7 @@ from keras import ops
 
 from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
 from tensorflow_ranger.optimizers import arguments
-from tensorflow_ranger.optimizers.gradient_shaping import GradientShaping, dense
+from tensorflow_ranger.optimizers.gradient_shaping import GradientShaping
 from tensorflow_ranger.optimizers.slow_weights import SlowWeights
 
 
@@ -119,8 +119,13 @@ class FamilyOptimizer(keras.optimizers.Optimizer):
             pairs = list(zip(grads, trainable_variables, strict=True))
             grads = [gradient for gradient, _ in self._all_reduce_sum_gradients(pairs)]
         gradients = [
-            ops.cast(dense(gradient, variable), accumulator_dtype(variable.dtype))
+            ops.cast(_dense(gradient, variable), accumulator_dtype(variable.dtype))
             for gradient, variable in zip(grads, trainable_variables, strict=True)
         ]
         gradients = self._shaping.shaped(gradients, trainable_variables)
         self._update(gradients, trainable_variables, learning_rate)
+
+
+def _dense(gradient, variable):
+    # A graph may not know the shape of a gradient.
+    return ops.reshape(ops.convert_to_tensor(gradient), variable.shape)

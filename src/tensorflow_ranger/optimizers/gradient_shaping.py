@@ -32,7 +32,7 @@ class GradientShaping:
             return gradients
         fan_in = self.fan_in(variables)
         return [
-            None if gradient is None else self._shaped(dense(gradient, pair[0]), *pair)
+            None if gradient is None else self._shaped(ops.convert_to_tensor(gradient), *pair)
             for gradient, *pair in zip(gradients, variables, fan_in, strict=True)
         ]
 
@@ -41,11 +41,6 @@ class GradientShaping:
             weight = ops.cast(variable.value, gradient.dtype)
             gradient = self._clipping.clipped(gradient, weight, unit_axes(variable, axes))
         return centralize(gradient, axes) if self._centralize else gradient
-
-
-def dense(gradient, variable):
-    """Return `gradient` as a tensor of the variable's shape, which a graph may not know."""
-    return ops.reshape(ops.convert_to_tensor(gradient), variable.shape)
 
 
 def unit_axes(variable, fan_in):

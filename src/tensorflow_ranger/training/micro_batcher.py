@@ -88,7 +88,7 @@ class MicroBatcher:
                 if logs is None:
                     raise
                 break
-            logs, _ = self._run(None, data, _rows_known_to_graph(iterator, data, self._model))
+            logs, _ = self._run(None, data, _rows_known_to_graph(iterator, self._model))
         return logs
 
     def _run(self, state, data, rows: int | str | None = "all"):
@@ -263,7 +263,7 @@ def _samples(data):
     return int(counts.pop())
 
 
-def _rows_known_to_graph(iterator, data, model):
+def _rows_known_to_graph(iterator, model):
     # Keras weighs the losses of several outputs by the batch's size where its graph knows it, and
     # each batch alike where it does not: its History is to be the same.
     spec = getattr(iterator, "element_spec", None)

@@ -7,25 +7,12 @@ import jax
 import keras
 from jax.experimental import multihost_utils
 
+from tensorflow_ranger.backend.launch import base
 
-class Engine:
-    """Processes and devices that train one model together.
 
-    Args:
-        processes: Integer >= 1; how many processes there are.
-        process: Number of this one.
-        addresses: Sequence of ``host:port``. The first is that of process 0.
-        local: Number of this process among those of its host, which gives it the GPU of that
-            number, or None, which gives it all.
-        timeout: Seconds after which a peer that does not answer is lost.
+class Engine(base.Engine):
+    """Joins by `jax.distributed`, and sets Keras' distribution."""
 
-    Attributes:
-        devices: How many devices of this process train.
-        own_rows: Whether each process is fed its own rows of a batch, or all of them the whole.
-        equal_rows: Whether each process must be fed as many rows.
-    """
-
-    own_rows = True
     equal_rows = True
 
     def __init__(self, processes, process, addresses, local, timeout):
@@ -50,10 +37,6 @@ class Engine:
             self._distribution = keras.distribution.DataParallel(auto_shard_dataset=False)
             keras.distribution.set_distribution(self._distribution)
         self.meet()
-
-    def scope(self):
-        """Return the context in which the model to train is built, or loaded."""
-        return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def apart(self):

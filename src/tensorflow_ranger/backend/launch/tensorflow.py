@@ -4,26 +4,13 @@ import contextlib
 
 import tensorflow as tf
 
+from tensorflow_ranger.backend.launch import base
 
-class Engine:
-    """Processes and devices that train one model together.
 
-    Args:
-        processes: Integer >= 1; how many processes there are.
-        process: Number of this one.
-        addresses: Sequence of ``host:port``, one for each process.
-        local: Number of this process among those of its host, which gives it the GPU of that
-            number, or None, which gives it all.
-        timeout: Seconds after which a peer that does not answer is lost.
-
-    Attributes:
-        devices: How many devices of this process train.
-        own_rows: Whether each process is fed its own rows of a batch, or all of them the whole.
-        equal_rows: Whether each process must be fed as many rows.
-    """
+class Engine(base.Engine):
+    """Builds models under a strategy, if there is more than one device."""
 
     own_rows = False
-    equal_rows = False
 
     def __init__(self, processes, process, addresses, local, timeout):
         gpus = tf.config.list_physical_devices("GPU")
@@ -51,10 +38,6 @@ class Engine:
         """Return the context in which the model to train is built, or loaded."""
         return contextlib.nullcontext() if self._strategy is None else self._strategy.scope()
 
-    def apart(self):
-        """Return a context in which models are built and run by this process alone."""
-        return contextlib.nullcontext()
-
     def meet(self):
         """Wait for the other processes."""
         strategy = self._strategy
@@ -65,9 +48,6 @@ class Engine:
                 return strategy.reduce("SUM", strategy.run(lambda: tf.constant(1.0)), axis=None)
 
             met().numpy()
-
-    def close(self):
-        """Leave the other processes: nothing to do."""
 
     def is_lost_peer(self, error):
         """Return whether `error` says that another process is gone."""

@@ -1,33 +1,16 @@
 """PyTorch: a process group."""
 
-import contextlib
 import datetime
 import os
 
 import torch
 import torch.distributed as dist
 
+from tensorflow_ranger.backend.launch import base
 
-class Engine:
-    """Processes that train one model together.
 
-    Args:
-        processes: Integer >= 1; how many there are.
-        process: Number of this one.
-        addresses: Sequence of ``host:port``. The first is where the processes meet, unless
-            ``MASTER_ADDR`` says so.
-        local: Number of this process among those of its host, or None.
-        timeout: Seconds after which a peer that does not answer is lost.
-
-    Attributes:
-        devices: How many devices of this process train.
-        own_rows: Whether each process is fed its own rows of a batch, or all of them the whole.
-        equal_rows: Whether each process must be fed as many rows.
-    """
-
-    own_rows = True
-    equal_rows = False
-    devices = 1
+class Engine(base.Engine):
+    """Joins the default process group, at ``MASTER_ADDR`` where it is set."""
 
     def __init__(self, processes, process, addresses, local, timeout):
         self._joined = processes > 1
@@ -42,14 +25,6 @@ class Engine:
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"restart_{restart}", store)
         dist.init_process_group(store=store, world_size=processes, rank=process, timeout=wait)
-
-    def scope(self):
-        """Return the context in which the model to train is built, or loaded."""
-        return contextlib.nullcontext()
-
-    def apart(self):
-        """Return a context in which models are built and run by this process alone."""
-        return contextlib.nullcontext()
 
     def meet(self):
         """Wait for the other processes."""

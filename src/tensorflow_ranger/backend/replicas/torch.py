@@ -111,8 +111,7 @@ def begin_alike(variables):
 @torch.no_grad()
 def are_alike(variables):
     """Return whether all replicas hold the same values. Every replica must call it."""
-    sums = torch.stack([variable.value.detach().double().sum() for variable in variables])
-    own = sums.cpu().to(torch.float64)
+    own = torch.stack([variable.value.detach().double().sum() for variable in variables])
     return torch.allclose(sum_over([own])[0], own * count(), rtol=1e-12, atol=0)
 
 

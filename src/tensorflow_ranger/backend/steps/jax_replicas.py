@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tensorflow_ranger.backend.replicas.jax import over
 from tensorflow_ranger.backend.steps.jax_step import JaxStep
-from tensorflow_ranger.backend.steps.samples import count
+from tensorflow_ranger.backend.steps.samples import count, first
 
 
 class Shards(NamedTuple):
@@ -39,7 +39,7 @@ class Mesh:
 
     def shards(self, data):
         """Return the `Shards` of a batch: global arrays as Keras makes them, or this process's."""
-        if isinstance(_first(data), jax.Array):
+        if _is_global(first(data)):
             return Shards(data, None, 1.0)
         here = self.replicas_here
         end = count(data) // here * here
@@ -75,21 +75,9 @@ class ReplicaStep(JaxStep):
         feed_uneven_batches()
         self._mesh = Mesh()
         self._jitted: Any = None
+        self._whole = self._run_shards
 
-    def run(self, state, data, size, rows):
-        """Train on the batch `data`, `size` samples at a time on each replica.
-
-        Args:
-            state: Keras' four lists of values: trainable, non-trainable, optimizer, metrics.
-            data: Tuple ``(x, y, sample_weight)`` of global arrays or of `Rows`.
-            size: Samples per micro-batch.
-            rows: The batch's samples, or None where Keras' own graph would not know them.
-
-        Returns:
-            Tuple ``(logs, state)``.
-        """
-        self._prepare(state, data, size)
-        self._require_memory(state, data, size)
+    def _run_shards(self, state, data, size, rows):
         return self._step(state)(state, *self._mesh.shards(data), size, rows)
 
     def text(self, state, data, size):
@@ -175,10 +163,6 @@ def feed_uneven_batches():
         return keras.tree.map_structure(lambda x: None if x is None else make(x), data)
 
     names["_distribute_data"] = distribute_or_hand_on
-
-
-def _first(data):
-    return next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
 
 
 def _is_global(leaf):

@@ -3,9 +3,14 @@
 import keras
 
 
+def first(data):
+    """Return the first array in `data`."""
+    return next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
+
+
 def count(data):
     """Return the number of samples in `data`, or None where a graph does not know it."""
-    return next(leaf for leaf in keras.tree.flatten(data) if leaf is not None).shape[0]
+    return first(data).shape[0]
 
 
 def cut(data, start, size):
