@@ -15,6 +15,9 @@ def _is_command_line():
 # Keras reads its backend when it is imported, and the command line chooses one first. Everybody
 # else gets the public names here, and with them their registration for Keras' saving.
 if not _is_command_line():
+    from tensorflow_ranger.optimizers.accumulation_steps import (
+        AccumulationSchedule as AccumulationSchedule,
+    )
     from tensorflow_ranger.optimizers.fan_in import tag_fan_in as tag_fan_in
     from tensorflow_ranger.optimizers.radam import RAdam as RAdam
     from tensorflow_ranger.optimizers.ranger import Ranger as Ranger
@@ -27,8 +30,10 @@ if not _is_command_line():
         AdaptiveGradientClipping as AdaptiveGradientClipping,
     )
     from tensorflow_ranger.rules.lookahead import Lookahead as Lookahead
+    from tensorflow_ranger.training import callbacks as callbacks
     from tensorflow_ranger.training.accumulate_gradients import (
         accumulate_gradients as accumulate_gradients,
     )
     from tensorflow_ranger.training.microbatch import microbatch as microbatch
+    from tensorflow_ranger.training.multitask import multitask as multitask
     from tensorflow_ranger.training.verify import verify as verify

@@ -33,6 +33,7 @@ def parameters(function):
 
 def test_names_of_the_package():
     assert names_of(tensorflow_ranger) == {
+        "AccumulationSchedule",
         "AdaptiveGradientClipping",
         "Lookahead",
         "RAdam",
@@ -41,11 +42,20 @@ def test_names_of_the_package():
         "RangerOptimizer",
         "accumulate_gradients",
         "microbatch",
+        "multitask",
         "rescale_for_batch",
         "tag_fan_in",
         "verify",
     }
     assert tensorflow_ranger.__version__
+
+
+def test_names_of_the_callbacks():
+    assert names_of(tensorflow_ranger.callbacks) == {
+        "AccumulationSchedule",
+        "NoiseScale",
+        "TaskConflicts",
+    }
 
 
 def test_names_of_the_founding_module():
@@ -63,8 +73,11 @@ def test_names_of_ranger_optimizer():
         "adaptive_clipping",
         "centralize",
         "evaluate_slow_weights",
+        "follow",
         "inner_optimizer",
         "lookahead",
+        "measure_noise",
+        "noise_scale",
         "pending_micro_batches",
         "reduction",
         "skip_nonfinite",
@@ -75,9 +88,9 @@ def test_names_of_ranger_optimizer():
 def test_arguments_of_ranger_optimizer():
     assert parameters(RangerOptimizer) == (
         "(learning_rate=None, momentum=None, accumulation_steps=4, inner='sgd', *, "
-        "reduction='mean', skip_nonfinite=True, accumulator_dtype=None, lookahead=None, "
-        "adaptive_clipping=None, centralize=False, evaluate_slow_weights=False, "
-        "name='ranger_optimizer', **kwargs)"
+        "max_accumulation_steps=None, reduction='mean', skip_nonfinite=True, "
+        "accumulator_dtype=None, lookahead=None, adaptive_clipping=None, centralize=False, "
+        "evaluate_slow_weights=False, name='ranger_optimizer', **kwargs)"
     )
     assert parameters(RangerOptimizer.apply) == (
         "(self, grads, trainable_variables=None, mass=None)"

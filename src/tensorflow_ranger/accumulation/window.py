@@ -6,7 +6,7 @@ from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.accumulators import Buffer
 
 #: How the names begin that `Window.state` gives to what each replica has a share of.
-SHARED = ("window_sum_", "window_mass")
+SHARED = ("window_sum_", "window_mass", "window_squares", "window_measured")
 
 
 class Window:
@@ -67,6 +67,9 @@ class Window:
             skip_nonfinite: Whether to leave out a micro-batch with an infinite or NaN gradient.
             agreed: Function from a scalar bool to whether it holds on every replica, or None for
                 one replica.
+
+        Returns:
+            Whether it was added; scalar bool.
         """
         present = [gradient is not None for gradient in gradients]
         added = counted = True
@@ -88,6 +91,7 @@ class Window:
         count = ops.cast(counted, self.micro_batches.dtype)
         self.micro_batches.assign_add(count)
         self.skipped_micro_batches.assign_add(1 - count)
+        return added
 
     def mean(self, reduction="mean", share=1.0):
         """Return the gradient that the window's micro-batches make, one tensor per variable.

@@ -34,6 +34,7 @@ plus = _active.plus
 random_state = _active.random_state
 reset_peak_memory = _active.reset_peak_memory
 run_if = _active.run_if
+squared_norm = _active.squared_norm
 static_value = _active.static_value
 supports_dtype = _active.supports_dtype
 times = _active.times

@@ -54,6 +54,11 @@ def _each_finite(tensors):
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(tensor)) for tensor in tensors]))
 
 
+def squared_norm(tensors):
+    """Return the squared Euclidean norm of all `tensors` together, a float32 scalar."""
+    return sum((jnp.sum(jnp.square(jnp.asarray(t, "float32"))) for t in tensors), jnp.zeros(()))
+
+
 def add_scaled(sums, tensors, scale, keep):
     """Add ``scale * tensors`` to the variables `sums` where the scalar `keep` holds."""
     for total, tensor in zip(sums, tensors, strict=True):

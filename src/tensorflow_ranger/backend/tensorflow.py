@@ -57,6 +57,18 @@ def _each_finite(values):
     return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
 
 
+def squared_norm(tensors):
+    """Return the squared Euclidean norm of all `tensors` together, a float32 scalar."""
+    values = [_rows_summed(t) if isinstance(t, tf.IndexedSlices) else t for t in tensors]
+    return 2 * tf.add_n([tf.nn.l2_loss(tf.cast(value, "float32")) for value in values])
+
+
+def _rows_summed(slices):
+    # A row may be named several times, and its gradient is the sum.
+    rows, places = tf.unique(slices.indices)
+    return tf.math.unsorted_segment_sum(slices.values, places, tf.size(rows))
+
+
 def add_scaled(sums, tensors, scale, keep):
     """Add ``scale * tensors`` to the variables `sums` where the scalar `keep` holds.
 

@@ -44,6 +44,14 @@ def all_finite(tensors):
 
 
 @torch.no_grad()
+def squared_norm(tensors):
+    """Return the squared Euclidean norm of all `tensors` together, a float32 scalar."""
+    values = [t.coalesce().values() if t.is_sparse else t for t in tensors]
+    norms = torch._foreach_norm([value.detach().float() for value in values])
+    return torch.stack(norms).square().sum()
+
+
+@torch.no_grad()
 def add_scaled(sums, tensors, scale, keep):
     """Add ``scale * tensors`` to the variables `sums` where the scalar `keep` holds."""
     if not keep:

@@ -40,9 +40,12 @@ def merged(totals, carry, metrics, averages, normalizations):
         squares,
         carry["spreads"],
         gained,
+        carry["noise"],
         carry["present"],
     ]
-    totals, (whole, loss, *parts), moved, squares, spreads, gained, present = _sum_groups(groups)
+    totals, (whole, loss, *parts), moved, squares, spreads, gained, noise, present = _sum_groups(
+        groups
+    )
     final = list(carry["averages"])
     for i, move in zip(means, moved, strict=True):
         final[i] = averages[i] + move / _like(whole, move)
@@ -61,6 +64,7 @@ def merged(totals, carry, metrics, averages, normalizations):
         "samples": whole,
         "loss": loss,
         "parts": parts,
+        "noise": noise,
         "present": present,
     }
 

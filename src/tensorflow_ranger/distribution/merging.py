@@ -43,15 +43,16 @@ def require_alike(weights):
         )
 
 
-def merge_window(window):
+def merge_window(window, shares=()):
     """Replace a window's sums, its mass and its flags by those of all replicas.
 
     Args:
         window: A `Window` that is complete on every replica.
+        shares: More variables of which each replica has a share.
     """
     if replicas.count() == 1:
         return
-    variables = [*window.shares, window.has_gradient]
+    variables = [*window.shares, *shares, window.has_gradient]
     values = [
         ops.cast(v.value, window.mass.dtype) if v.dtype == "bool" else v.value for v in variables
     ]

@@ -9,22 +9,20 @@ from keras import ops
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.window import Window
 from tensorflow_ranger.backend import replicas
-from tensorflow_ranger.distribution.merging import (
-    everywhere,
-    merge_window,
-    require_alike,
-    require_replicas,
-)
+from tensorflow_ranger.batch_size.noise_scale import MEMORY, NoiseEstimate
+from tensorflow_ranger.distribution.merging import require_replicas
 from tensorflow_ranger.optimizers import arguments, window_state
 from tensorflow_ranger.optimizers import inner as inner_optimizers
+from tensorflow_ranger.optimizers.accumulation_steps import AccumulationSchedule, AccumulationSteps
 from tensorflow_ranger.optimizers.gradient_shaping import GradientShaping
-from tensorflow_ranger.optimizers.slots import add_slot
+from tensorflow_ranger.optimizers.noise_gauge import NoiseGauge
+from tensorflow_ranger.optimizers.replicated import ReplicatedOptimizer
+from tensorflow_ranger.optimizers.slots import add_slot, array_of, whole_number
 from tensorflow_ranger.optimizers.slow_weights import SlowWeights
-from tensorflow_ranger.optimizers.wrapper import OptimizerWrapper
 
 
 @keras.saving.register_keras_serializable(package="tensorflow_ranger")
-class RangerOptimizer(OptimizerWrapper):
+class RangerOptimizer(ReplicatedOptimizer):
     """Updates once per window of micro-batches, with the window's mean gradient.
 
     Train with a batch that is good for learning on a machine that holds less: give `fit` the
@@ -45,10 +43,12 @@ class RangerOptimizer(OptimizerWrapper):
             takes the inner optimizer's default.
         momentum: Float; momentum of an inner optimizer that has one. None takes 0.9 for SGD, and
             the inner optimizer's default otherwise.
-        accumulation_steps: Integer >= 1; micro-batches per window. May be assigned between
-            updates: ``optimizer.accumulation_steps = 8``.
+        accumulation_steps: Micro-batches per window: an integer >= 1, which may be assigned anew
+            between updates; an `AccumulationSchedule`; or ``"auto"``, which follows the noise
+            scale of the gradients: windows as long as the problem can use now.
         inner: The optimizer that makes the updates: a Keras identifier such as ``"adam"``, or a
             `keras.optimizers.Optimizer` instance.
+        max_accumulation_steps: Integer >= 1 that ``"auto"`` does not go beyond. None takes 64.
         reduction: What the loss does with the samples of a micro-batch: ``"mean"``, or ``"sum"``,
             for which the window's gradient is the sum of the micro-batches' gradients.
         skip_nonfinite: Whether to leave out a micro-batch whose gradient holds an infinity or a
@@ -81,9 +81,10 @@ class RangerOptimizer(OptimizerWrapper):
         self,
         learning_rate=None,
         momentum=None,
-        accumulation_steps: SupportsIndex = 4,
+        accumulation_steps: SupportsIndex | str | AccumulationSchedule = 4,
         inner: str | dict | keras.optimizers.Optimizer = "sgd",
         *,
+        max_accumulation_steps=None,
         reduction="mean",
         skip_nonfinite=True,
         accumulator_dtype=None,
@@ -106,8 +107,8 @@ class RangerOptimizer(OptimizerWrapper):
         self.reduction = arguments.reduction(reduction)
         self.skip_nonfinite = skip_nonfinite
         self.accumulator_dtype = arguments.accumulator_dtype(accumulator_dtype)
-        self._accumulation_steps = self._add_state("accumulation_steps", (), "int")
-        self._accumulation_steps.assign(_checked_steps(accumulation_steps))
+        self._steps = AccumulationSteps(accumulation_steps, max_accumulation_steps, self._add_state)
+        self._gauge = NoiseGauge(self._add_state) if self._steps.follows_noise else None
         self.lookahead = arguments.lookahead(lookahead)
         self.adaptive_clipping = arguments.adaptive_clipping(adaptive_clipping)
         self.centralize = bool(centralize)
@@ -117,32 +118,60 @@ class RangerOptimizer(OptimizerWrapper):
         self._shaping = GradientShaping(self.adaptive_clipping, self.centralize)
         self._slow = None
         self._reported_skips = 0
-        self._gradients_are_merged = False
-        self._is_compared = False  # with the weights of other processes
         replicas.take_merged(inner_optimizer)
 
     @property
     def accumulation_steps(self):
-        """Micro-batches per window.
+        """Micro-batches of the window.
 
         Raises:
-            ValueError: On assigning anything but an integer >= 1.
+            ValueError: On assigning anything but an integer >= 1, or beside "auto" or a schedule.
         """
-        return _count(self._accumulation_steps)
+        return whole_number(self._steps.variable)
 
     @accumulation_steps.setter
     def accumulation_steps(self, value):
-        self._accumulation_steps.assign(_checked_steps(value))
+        self._steps.assign(value)
+
+    @property
+    def noise_scale(self):
+        """The `NoiseEstimate` of the windows so far, in units of mass; None if there is none."""
+        return None if self._gauge is None else NoiseEstimate.of(array_of(self._gauge.averages))
 
     @property
     def pending_micro_batches(self):
         """Micro-batches in the unfinished window."""
-        return _count(self._window.micro_batches) if self.built else 0
+        return whole_number(self._window.micro_batches) if self.built else 0
 
     @property
     def skipped_micro_batches(self):
         """Micro-batches left out because their gradient was not finite."""
-        return _count(self._window.skipped_micro_batches) if self.built else 0
+        return whole_number(self._window.skipped_micro_batches) if self.built else 0
+
+    def measure_noise(self, memory=MEMORY):
+        """Begin to measure the noise scale; return whether that is new.
+
+        It takes a pass over each gradient more. A step compiled before does not measure.
+
+        Args:
+            memory: Integer >= 1; windows that the averages reach back.
+        """
+        if self._gauge is not None:
+            return False
+        self._gauge = NoiseGauge(self._add_state, memory)
+        if self.pending_micro_batches:
+            self._gauge.miss_window()
+        return True
+
+    def follow(self, schedule):
+        """Take the length of windows from an `AccumulationSchedule`; return whether that is new.
+
+        A step compiled before does not follow it.
+
+        Raises:
+            ValueError: It is taken from something else already.
+        """
+        return self._steps.follow(schedule, self.iterations.value)
 
     def build(self, variables):
         """Create the window's and the inner optimizer's variables for `variables`."""
@@ -183,15 +212,13 @@ class RangerOptimizer(OptimizerWrapper):
         gradients = self._aligned(grads, trainable_variables)
         present = [gradient is not None for gradient in gradients]
         with keras.name_scope(self.name, caller=self):
-            self._window.add(
-                gradients,
-                mass if self._share == 1.0 else mass * self._share,
-                self._loss_scale(weighted),
-                self.skip_nonfinite,
-                self._agreed,
-            )
+            held = mass if self._share == 1.0 else mass * self._share
+            scale = self._loss_scale(weighted)
+            added = self._window.add(gradients, held, scale, self.skip_nonfinite, self._agreed)
+            if self._gauge is not None:
+                self._gauge.add(gradients, held, self._share, scale, added)
             replicas.run_if(
-                ops.greater_equal(self._window.micro_batches, self._accumulation_steps),
+                ops.greater_equal(self._window.micro_batches, self._steps.variable),
                 lambda: self._close_window(present),
                 self._updated_variables,
             )
@@ -237,7 +264,7 @@ class RangerOptimizer(OptimizerWrapper):
             "name": self.name,
             "inner": keras.saving.serialize_keras_object(self.inner_optimizer),
             "loss_scale_factor": self.loss_scale_factor,
-            "accumulation_steps": self.accumulation_steps,
+            **self._steps.config,
             "reduction": self.reduction,
             "skip_nonfinite": self.skip_nonfinite,
             "accumulator_dtype": self.accumulator_dtype,
@@ -255,6 +282,11 @@ class RangerOptimizer(OptimizerWrapper):
             config.pop("inner"), custom_objects=custom_objects
         )
         inner.loss_scale_factor = config.pop("loss_scale_factor")
+        steps = config["accumulation_steps"]
+        if isinstance(steps, dict):
+            config["accumulation_steps"] = keras.saving.deserialize_keras_object(
+                steps, custom_objects=custom_objects
+            )
         return cls(inner=inner, **config)
 
     def save_own_variables(self, store):
@@ -285,19 +317,30 @@ class RangerOptimizer(OptimizerWrapper):
             if self._slow is not None:
                 self._slow.reset(self._trainable_variables)
             return
-        window_state.load(store, self._window_state(), self.name)
+        if "noise_averages" in names:
+            self.measure_noise()
+        elif self._gauge is not None:
+            self._gauge.miss_window()
+        window_state.load(store, self._window_state(names), self.name)
         self._reported_skips = self.skipped_micro_batches
 
     @property
     def _updated_variables(self):
-        window = self._window.variables
-        slow = [] if self._slow is None else self._slow.variables
-        return [*self._trainable_variables, *window, *slow, *self.inner_optimizer.variables]
+        own = list(self._window.variables)
+        if self._slow is not None:
+            own += self._slow.variables
+        if self._gauge is not None:
+            own += self._gauge.variables
+        if not self._steps.is_fixed:
+            own.append(self._steps.variable)
+        return [*self._trainable_variables, *own, *self.inner_optimizer.variables]
 
-    def _window_state(self):
-        state = {"accumulation_steps": self._accumulation_steps}
+    def _window_state(self, names=("noise_averages",)):
+        state = {"accumulation_steps": self._steps.variable}
         if self.built:
             state.update(self._window.state)
+            if self._gauge is not None and "noise_averages" in names:
+                state.update(self._gauge.state)
         if self._slow is not None:
             state.update({f"slow_{i}": slow for i, slow in enumerate(self._slow.variables)})
         return state
@@ -313,43 +356,8 @@ class RangerOptimizer(OptimizerWrapper):
     def _add_state(self, name, shape, dtype):
         return self.add_variable(shape=shape, dtype=dtype, aggregation="none", name=name)
 
-    def _aligned(self, grads, trainable_variables):
-        if trainable_variables is None:
-            if not self.built:
-                raise ValueError(
-                    "apply without variables needs a built optimizer. Pass trainable_variables, "
-                    "or call optimizer.build(model.trainable_variables) first."
-                )
-            trainable_variables = self._trainable_variables
-        grads, trainable_variables = arguments.gradients(grads, trainable_variables)
-        self._check_variables_are_known(trainable_variables)
-        aligned = [None] * len(self._trainable_variables)
-        for gradient, variable in zip(grads, trainable_variables, strict=True):
-            aligned[self._get_variable_index(variable)] = gradient
-        return aligned
-
-    @property
-    def _share(self):
-        # Of gradients that are merged, every replica holds an equal share.
-        merged = self._gradients_are_merged
-        return 1.0 / replicas.copies(self._trainable_variables) if merged else 1.0
-
-    def _agreed(self, flag):
-        return flag if self._gradients_are_merged else everywhere(flag)
-
-    def _loss_scale(self, weighted):
-        # What the gradients are divided by, to be those of a replica's own mean loss.
-        scale = self.loss_scale_factor or 1.0
-        if weighted or self._gradients_are_merged or self.reduction == "sum":
-            return scale
-        return scale / replicas.loss_divisor()
-
     def _close_window(self, present):
-        if not self._gradients_are_merged:
-            if not self._is_compared:
-                require_alike(self._trainable_variables)
-                self._is_compared = True
-            merge_window(self._window)
+        self._merge(self._window, () if self._gauge is None else self._gauge.shares)
         seen = backend.static_value(self._window.has_gradient.value)
         if seen is not None:
             self._update(list(seen))
@@ -365,6 +373,8 @@ class RangerOptimizer(OptimizerWrapper):
 
     def _update(self, present):
         means = self._window.mean(self.reduction, self._share)
+        if self._gauge is not None:
+            self._gauge.close(means, self._window.mass.value, self._share, self.reduction == "sum")
         # A layer frozen in mid-window stays as it is, and what it had in the window is forgotten.
         pairs = [
             (mean if given else None, variable)
@@ -378,6 +388,8 @@ class RangerOptimizer(OptimizerWrapper):
             if self._slow is not None:
                 self._slow.follow(self.iterations.value, variables)
         self._window.reset()
+        averages = None if self._gauge is None else self._gauge.averages.value
+        self._steps.advance(self.iterations.value, averages)
 
     def _warn_of_skips(self):
         if backend.static_value(self._window.skipped_micro_batches.value) is None:
@@ -391,16 +403,3 @@ class RangerOptimizer(OptimizerWrapper):
                 stacklevel=2,
             )
         self._reported_skips = skipped
-
-
-def _count(variable):
-    if not backend.has_value(variable):
-        raise RuntimeError(
-            "The optimizer's state is inside fit now, and this reference has none of it. "
-            "In a callback on JAX, go through self.model.optimizer, which fetches it."
-        )
-    return int(ops.convert_to_numpy(ops.convert_to_tensor(variable)))
-
-
-def _checked_steps(value):
-    return arguments.count("accumulation_steps", value, "Use 1 to update after every micro-batch.")

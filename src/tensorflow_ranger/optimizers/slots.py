@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from keras import ops
+
+from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
 
 
@@ -23,3 +26,26 @@ def add_slot(optimizer, variable, name, dtype=None, initializer: Any = "zeros"):
         layout=getattr(variable, "_layout", None),
         name=f"{path}_{name}".replace("/", "_").replace(":", "_"),
     )
+
+
+def array_of(variable):
+    """Return the value of an optimizer's variable as a NumPy array.
+
+    Raises:
+        RuntimeError: `fit` has taken it on JAX.
+    """
+    if not backend.has_value(variable):
+        raise RuntimeError(
+            "The optimizer's state is inside fit now, and this reference has none of it. "
+            "In a callback on JAX, go through self.model.optimizer, which fetches it."
+        )
+    return ops.convert_to_numpy(ops.convert_to_tensor(variable))
+
+
+def whole_number(variable):
+    """Return the value of an optimizer's scalar variable as an int.
+
+    Raises:
+        RuntimeError: `fit` has taken it on JAX.
+    """
+    return int(array_of(variable))

@@ -110,6 +110,21 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         count = len(self._trainable_variables)
         return updated[:count], updated[count:]
 
+    def _aligned(self, grads, trainable_variables):
+        if trainable_variables is None:
+            if not self.built:
+                raise ValueError(
+                    "apply without variables needs a built optimizer. Pass trainable_variables, "
+                    "or call optimizer.build(model.trainable_variables) first."
+                )
+            trainable_variables = self._trainable_variables
+        grads, trainable_variables = arguments.gradients(grads, trainable_variables)
+        self._check_variables_are_known(trainable_variables)
+        aligned = [None] * len(self._trainable_variables)
+        for gradient, variable in zip(grads, trainable_variables, strict=True):
+            aligned[self._get_variable_index(variable)] = gradient
+        return aligned
+
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         """Call the inner optimizer's `exclude_from_weight_decay`."""
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)

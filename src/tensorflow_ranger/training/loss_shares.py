@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from typing import Any
 
 import keras
 from keras import ops
@@ -22,14 +23,17 @@ class LossShares:
 
     Args:
         model: A compiled Keras model.
+        tasks: `Tasks` whose losses are to be differentiated apart, or None.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, tasks=None):
         self._model = model
+        self._tasks = tasks
         self._compile_loss = model._compile_loss
         self._is_own = type(model).compute_loss is not keras.Model.compute_loss
         self._places = []
         self._divided = []
+        self._has_added = False
         self.needs_masks = False
         self.not_means = []
         if self._is_own:
@@ -51,6 +55,11 @@ class LossShares:
         """Whether a loss divides by something else than its number of samples."""
         return bool(self._places)
 
+    @property
+    def rows(self):
+        """How many losses are differentiated: one, or one per task and what is added to them."""
+        return 1 if self._tasks is None else len(self._tasks.groups) + self._has_added
+
     def inspect(self, y, y_pred, sample_weight):
         """Learn from one micro-batch's predictions what each loss divides by."""
         self._places, self.needs_masks, self.not_means, self._divided = [], False, [], []
@@ -71,6 +80,7 @@ class LossShares:
                 self._divided.append(place)
 
         self._for_each(look, y, y_pred, sample_weight)
+        self._has_added = bool(self._model.losses)
         if self.not_means:
             warnings.warn(
                 f"The loss {', '.join(self.not_means)} returns one number for all samples: its "
@@ -90,7 +100,7 @@ class LossShares:
         self._for_each(measure, y, y_pred if self.needs_masks else self._structure, sample_weight)
         return masses
 
-    def of(self, x, y, y_pred, sample_weight, samples, whole):
+    def of(self, x, y, y_pred, sample_weight, samples, whole) -> tuple[Any, Any, list]:
         """Return the micro-batch's share of the loss, and of each compiled loss alone.
 
         Args:
@@ -102,8 +112,8 @@ class LossShares:
             whole: The batch's `Whole`.
 
         Returns:
-            Tuple ``(loss, logged, parts)``: the scalar to differentiate, the scalar to report,
-            and one scalar per compiled loss.
+            Tuple ``(loss, logged, parts)``: the scalar to differentiate, with tasks a list of
+            `rows` scalars; the scalar to report; and one scalar per compiled loss.
         """
         fraction = samples / whole.samples
         if self._is_own:
@@ -113,7 +123,7 @@ class LossShares:
             loss = _undivided(loss)
             loss = loss * ops.cast(fraction, loss.dtype)
             return loss, loss, []
-        parts, unlogged = [], []
+        parts, unlogged, shares = [], [], []
 
         def share(place, loss, y_true, y_pred, sample_weight):
             if place in self._places and sample_weight is not None:
@@ -136,13 +146,15 @@ class LossShares:
                     ratio = ops.divide_no_nan(mass, whole.masses[place])
                 share = part = value * ops.cast(ratio, value.dtype)
             parts.append(part)
+            shares.append(share)
             return share
 
         terms = []
         total = self._for_each(share, y, y_pred, sample_weight)
         if total is not None:
             terms.append(total)
-        terms.extend(self._added(x, fraction))
+        added = list(self._added(x, fraction))
+        terms.extend(added)
         if not terms:
             raise ValueError(
                 "No loss to compute: got a model compiled without `loss` and without "
@@ -154,12 +166,25 @@ class LossShares:
         logged = loss
         for term in unlogged:
             logged = logged - ops.cast(term, loss.dtype)
+        if self._tasks is not None:
+            loss = self._rows(shares, added, loss.dtype)
         return loss, logged, parts
 
     def track(self, parts, rows):
         """Update the metrics Keras keeps of each of several losses."""
         for metric, part in zip(self._compile_loss.metrics if parts else (), parts, strict=False):
             metric.update_state(part, sample_weight=rows)
+
+    def _rows(self, shares, added, dtype):
+        assert self._tasks is not None
+        weights = [record.loss_weights for record in self.losses]
+        weighted = [
+            ops.cast(share if weight is None else share * weight, dtype)
+            for share, weight in zip(shares, weights, strict=True)
+        ]
+        zero = ops.zeros((), dtype)
+        rows = [sum((weighted[i] for i in group), zero) for group in self._tasks.groups]
+        return [*rows, sum((ops.cast(term, dtype) for term in added), zero)] if added else rows
 
     def _added(self, x, fraction):
         rows = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None).shape[0]

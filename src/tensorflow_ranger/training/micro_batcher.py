@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import logging
+import sys
 import time
 
 import keras
@@ -11,12 +12,17 @@ import keras
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.fused import BatchBuffer, MomentumFold
 from tensorflow_ranger.backend import replicas, steps
+from tensorflow_ranger.batch_size import noise_scale
 from tensorflow_ranger.batch_size.plan import Candidate, MicrobatchPlan, format_bytes
 from tensorflow_ranger.batch_size.search import Search
 from tensorflow_ranger.distribution.merging import merged_gradients, require_replicas
+from tensorflow_ranger.multitask.task_buffer import TaskBuffer
+from tensorflow_ranger.multitask.tasks import tasks_of
 from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.optimizers.fan_in import tag_fan_in
 from tensorflow_ranger.training.passes import Passes
+from tensorflow_ranger.training.step_statistics import StepStatistics
+from tensorflow_ranger.training.task_losses import resolved_tasks
 
 _logger = logging.getLogger("tensorflow_ranger")
 
@@ -26,6 +32,7 @@ _JAX_STATE = (
     "optimizer_variables",
     "metrics_variables",
 )
+WHOLE = sys.maxsize  # samples: each batch is one micro-batch, while it fits the memory
 GROW_AFTER = 100  # batches in a smaller size before a larger one is tried again
 
 
@@ -34,7 +41,7 @@ class MicroBatcher:
 
     Args:
         model: The Keras model.
-        size: Samples per micro-batch, or "auto".
+        size: Samples per micro-batch, "auto", or `WHOLE`.
         limit: Bytes that training may need, or None.
         loop: "device", "host" or None.
         accumulator: "buffer", "fold" or None.
@@ -47,14 +54,36 @@ class MicroBatcher:
         self._limit = limit
         self._accumulator = accumulator
         self._dtype = arguments.accumulator_dtype(accumulator_dtype)
+        self.noise: StepStatistics | None = None
         self._search: Search | None = None
+        self.is_whole = size == WHOLE
         self._asked = None if size == "auto" else int(size)
         self._size: int = self._asked or 1
         self._batches_until_growth: int | None = None
         self._has_grown, self._patience = False, GROW_AFTER
-        reason = "The size was given." if self._asked else "Nothing has been measured yet."
-        known = () if self._asked is None else (Candidate(self._asked),)
-        self._show(MicrobatchPlan(None, known, self._asked, reason))
+        self._show(_first_plan(self._asked))
+
+    @staticmethod
+    def of(model):
+        """Return the `MicroBatcher` that trains `model`, or None."""
+        batcher = getattr(vars(model).get("make_train_function"), "__self__", None)
+        return batcher if isinstance(batcher, MicroBatcher) else None
+
+    def measure_noise(self, memory):
+        """Let steps made from now on write the noise scale's averages to `noise`.
+
+        Args:
+            memory: Integer >= 1; windows that the averages reach back.
+
+        Raises:
+            ValueError: The model combines tasks.
+        """
+        if tasks_of(self._model) is not None:
+            raise ValueError(
+                "NoiseScale measures the noise of one gradient: got a model with one per task. "
+                "Measure the tasks one at a time, without multitask."
+            )
+        self.noise = StepStatistics("noise_scale_averages", noise_scale.SIZE, memory)
 
     def make_train_function(self, force=False):
         """Set the model's `train_function`, in place of `keras.Model.make_train_function`."""
@@ -136,7 +165,8 @@ class MicroBatcher:
             model._symbolic_build(data_batch=data)
             tag_fan_in(model)
             compiled = None if model.run_eagerly else bool(model.jit_compile)
-            passes = Passes(model, self._make_accumulator())
+            tasks = resolved_tasks(model)
+            passes = Passes(model, self._make_accumulator(tasks), tasks, self.noise)
             self._check_loop(passes)
             loop = "host" if passes.has_own_metrics else steps.default_loop(compiled)
             self._steps[key] = steps.make_step(passes, self._loop or loop, compiled)
@@ -156,16 +186,22 @@ class MicroBatcher:
                 f"a micro-batch. {'Use metrics of compile.' if on_device else 'Use loop=None.'}"
             )
 
-    def _make_accumulator(self):
+    def _make_accumulator(self, tasks):
         optimizer, variables = self._model.optimizer, self._model.trainable_variables
         obstacle = MomentumFold.obstacle(optimizer, variables, self._dtype)
         if replicas.has_several(variables):
             obstacle = "several replicas would each hold the momentum"
+        if self.noise is not None:
+            obstacle = "NoiseScale looks at the gradient itself"
+        if tasks is not None:
+            obstacle = "the tasks' gradients are combined first"
         if self._accumulator == "fold" and obstacle is not None:
             raise ValueError(
                 f"accumulator='fold' is exact for SGD with momentum alone: {obstacle}. "
                 "Use accumulator=None."
             )
+        if tasks is not None:
+            return TaskBuffer(optimizer, variables, tasks, self._dtype)
         if self._accumulator == "buffer" or obstacle is not None:
             return BatchBuffer(optimizer, variables, self._dtype)
         return MomentumFold(optimizer, variables)
@@ -250,6 +286,14 @@ class MicroBatcher:
     def _show(self, plan):
         self.plan = plan
         self._model.microbatch_plan = plan
+
+
+def _first_plan(asked):
+    if asked == WHOLE:
+        return MicrobatchPlan(None, (), None, "Each batch is one micro-batch.")
+    if asked is None:
+        return MicrobatchPlan(None, (), None, "Nothing has been measured yet.")
+    return MicrobatchPlan(None, (Candidate(asked),), asked, "The size was given.")
 
 
 def _samples(data):

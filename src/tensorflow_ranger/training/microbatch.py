@@ -4,8 +4,9 @@ import keras
 
 from tensorflow_ranger.backend import steps
 from tensorflow_ranger.batch_size.plan import parse_bytes
+from tensorflow_ranger.multitask.tasks import tasks_of
 from tensorflow_ranger.optimizers import arguments
-from tensorflow_ranger.training.micro_batcher import MicroBatcher
+from tensorflow_ranger.training.micro_batcher import WHOLE, MicroBatcher
 
 LOOPS = (None, "device", "host")
 ACCUMULATORS = (None, "buffer", "fold")
@@ -72,16 +73,15 @@ def microbatch(
     References:
         Ghost batch norm: Hoffer et al. 2017, "Train longer, generalize better", section 4.
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"microbatch needs a keras.Model: got {type(model).__name__}. "
-            "For a loop of your own use accumulate_gradients."
-        )
     if size is None:
+        _check_model(model)
         _uninstall(model)
+        if tasks_of(model) is not None:
+            install_whole(model)
         return model
-    _check(model, size, memory_limit, loop, accumulator)
-    batcher = MicroBatcher(
+    check_trainable(model, "microbatch")
+    _check(size, memory_limit, loop, accumulator)
+    return _install(
         model,
         size,
         limit=None if memory_limit is None else parse_bytes(memory_limit),
@@ -89,6 +89,38 @@ def microbatch(
         accumulator=accumulator,
         accumulator_dtype=accumulator_dtype,
     )
+
+
+def install_whole(model):
+    """Let the steps of `microbatch` train whole batches of `model`, for what only they can do."""
+    return _install(model, WHOLE, limit=None, loop=None, accumulator=None, accumulator_dtype=None)
+
+
+def check_trainable(model, function):
+    """Check that `function` may replace the training step of `model`.
+
+    Raises:
+        TypeError: `model` is not a Keras model.
+        ValueError: It overrides `train_step`.
+    """
+    _check_model(model, function)
+    if not type(model).train_step.__module__.startswith("keras."):
+        raise ValueError(
+            f"{function} replaces train_step, and {type(model).__name__} overrides it. Use "
+            "RangerOptimizer, which keeps your train_step, or call accumulate_gradients in it."
+        )
+
+
+def _check_model(model, function="microbatch"):
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"{function} needs a keras.Model: got {type(model).__name__}. "
+            "For a loop of your own use accumulate_gradients."
+        )
+
+
+def _install(model, size, **options):
+    batcher = MicroBatcher(model, size, **options)
     model.make_train_function = batcher.make_train_function
     vars(model).update(steps.trainer_overrides(model))
     model.train_function = None
@@ -102,7 +134,7 @@ def _uninstall(model):
         model.train_function = model.test_function = None
 
 
-def _check(model, size, memory_limit, loop, accumulator):
+def _check(size, memory_limit, loop, accumulator):
     if size != "auto":
         arguments.count(
             "size",
@@ -125,9 +157,4 @@ def _check(model, size, memory_limit, loop, accumulator):
         raise ValueError(
             f"accumulator must be one of {ACCUMULATORS}: got {accumulator!r}. None takes the fold "
             "where it is exact, and the buffer elsewhere."
-        )
-    if not type(model).train_step.__module__.startswith("keras."):
-        raise ValueError(
-            f"microbatch replaces train_step, and {type(model).__name__} overrides it. Use "
-            "RangerOptimizer, which keeps your train_step, or call accumulate_gradients in it."
         )

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
 from tensorflow_ranger.backend import replicas, steps
+from tensorflow_ranger.batch_size import noise_scale
 from tensorflow_ranger.distribution.carry import merged, next_seed, own_seed
 from tensorflow_ranger.training.loss_shares import LossShares
 
@@ -39,20 +41,23 @@ class Passes:
 
     Args:
         model: A compiled and built Keras model.
-        accumulator: A `BatchBuffer` or `MomentumFold` of the model's optimizer and trainable
-            variables.
+        accumulator: A `BatchBuffer`, `MomentumFold` or `TaskBuffer` of the model's optimizer and
+            trainable variables.
+        tasks: `Tasks` whose gradients are summed apart, or None.
+        noise: `StepStatistics` that `finish` writes the noise scale's averages to, or None.
     """
 
-    def __init__(self, model, accumulator):
+    def __init__(self, model, accumulator, tasks=None, noise=None):
         self.model = model
+        self.noise = noise
         self.whole = Whole
         self.accumulator = accumulator
         self.weights = list(model.trainable_variables)
         self.metrics = list(model.metrics_variables)
         kept = {id(weight) for weight in model.non_trainable_weights}
         self.seeds = [v for v in model.non_trainable_variables if id(v) not in kept]
-        self.has_gradient = [True] * len(self.weights)
-        self.shares = LossShares(model)
+        self.shares = LossShares(model, tasks)
+        self.has_gradient = []
         self._averaged = []
         self._normalizations = {}
         self._dtype = accumulator_dtype(keras.config.floatx())
@@ -66,6 +71,7 @@ class Passes:
         with scope:
             y_pred = self.call(x)
             self.shares.inspect(y, y_pred, sample_weight)
+        self.has_gradient = [True] * (len(self.weights) * self.losses)
         assigned = [
             v
             for v in self.model.non_trainable_weights
@@ -82,6 +88,11 @@ class Passes:
         }
 
     @property
+    def losses(self):
+        """How many losses are differentiated."""
+        return self.shares.rows
+
+    @property
     def needs_masses(self):
         """Whether a loss is divided by something else than its number of samples."""
         return self.shares.needs_masses
@@ -90,6 +101,10 @@ class Passes:
         """Return the number of samples in `data` as a scalar."""
         first = next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
         return ops.cast(ops.shape(first)[0], self._dtype)
+
+    def open(self):
+        """Return the accumulator's totals of no gradient: one per weight, for each loss."""
+        return [self.accumulator.open(i) for i in range(len(self.has_gradient))]
 
     def begin(self):
         """Return the scalars of `Whole` that the optimizer knows: factor and scale."""
@@ -122,6 +137,7 @@ class Passes:
             "samples": zero,
             "loss": ops.zeros((), keras.config.floatx()),
             "parts": [ops.zeros((), loss.loss.dtype) for loss in self.shares.losses],
+            "noise": [] if self.noise is None else [zero, zero],
         }
 
     def add(self, totals, carry, data, whole, part=None):
@@ -146,13 +162,16 @@ class Passes:
                 y_pred = self.call(x)
                 loss, logged, parts = self.shares.of(x, y, y_pred, sample_weight, samples, whole)
                 if part is not None:
-                    loss, logged, *parts = [value * part for value in (loss, logged, *parts)]
+                    loss, logged, parts = keras.tree.map_structure(
+                        lambda value: value * part, (loss, logged, parts)
+                    )
                 values = [scope.get_current_value(v) for v in [*self.seeds, *self._averaged]]
                 metrics = [scope.get_current_value(v) for v in self.metrics]
-            scaled = loss if whole.scale is None else loss * ops.cast(whole.scale, loss.dtype)
-            return scaled, (y_pred, logged, parts, values, metrics)
+            if whole.scale is not None:
+                loss = keras.tree.map_structure(lambda v: v * ops.cast(whole.scale, v.dtype), loss)
+            return loss, (y_pred, logged, parts, values, metrics)
 
-        totals, (y_pred, logged, parts, values, metrics) = steps.add_gradients(
+        totals, (y_pred, logged, parts, values, metrics), square = steps.add_gradients(
             share, self, totals, whole.factor
         )
         with self._scope(None, carry | {"metrics": metrics}) as scope:
@@ -172,6 +191,11 @@ class Passes:
             ]
         seeds, averages = values[: len(self.seeds)], values[len(self.seeds) :]
         averages, spreads = self._mean_state(carry, averages, samples)
+        noise = list(carry["noise"])
+        if noise:
+            # Q of noise_scale.py: the gradient here is that of the mean, times samples / whole.
+            squares = ops.cast(square, samples.dtype) * whole.samples / samples
+            noise = [noise[0] + squares, noise[1] + (1.0 if part is None else part)]
         carry = {
             "seeds": seeds,
             "metrics": metrics,
@@ -180,6 +204,7 @@ class Passes:
             "samples": carry["samples"] + samples,
             "loss": carry["loss"] + logged,
             "parts": [total + part for total, part in zip(carry["parts"], parts, strict=True)],
+            "noise": noise,
         }
         return totals, carry, logs
 
@@ -201,10 +226,11 @@ class Passes:
         if not self.has_own_metrics:
             rows = rows if replicas.count() == 1 or rows is None else carry["counted"]
             self._track(carry["loss"], carry["parts"], carry["counted"], rows)
+        totals = [t if has else None for t, has in zip(totals, self.has_gradient, strict=True)]
+        if self.noise is not None:
+            self._observe_noise(totals, carry)
         if self.weights:
-            self.accumulator.close(
-                [t if has else None for t, has in zip(totals, self.has_gradient, strict=True)]
-            )
+            self.accumulator.close(totals)
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
         return {} if self.has_own_metrics else self.model.get_metrics_result()
@@ -253,6 +279,23 @@ class Passes:
         if present:
             self.has_gradient = [bool(count) for count in carry["present"][0]]
         return totals, carry
+
+    def _observe_noise(self, totals, carry):
+        assert self.noise is not None
+        _, scale = self.begin()
+        unscaled = 1.0 if scale is None else 1.0 / ops.cast(scale, "float32") ** 2
+        squares, micro_batches = carry["noise"]
+        window_square = backend.squared_norm([total for total in totals if total is not None])
+        self.noise.values.assign(
+            noise_scale.updated(
+                self.noise.values.value,
+                ops.cast(squares, "float32") * unscaled,
+                window_square * unscaled,
+                micro_batches,
+                carry["samples"],
+                self.noise.memory,
+            )
+        )
 
     def _mean_state(self, carry, values, samples):
         # Welford's running mean and sum of squares, with samples as weights.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
+from tensorflow_ranger.backend.jax import squared_norm
 from tensorflow_ranger.backend.steps.samples import count, cut, split
 
 
@@ -18,25 +19,41 @@ def current_values(variables):
 
 
 def add_gradients(share, passes, totals, factor):
-    """Add the gradient of ``share(weights)`` to the totals.
+    """Add the gradients of ``share(weights)`` to the totals.
 
     Args:
-        share: Function of the trainable variables' values that returns ``(loss, aux)``.
-        passes: Object with `weights` and `accumulator`.
-        totals: The accumulator's totals.
+        share: Function of the trainable variables' values that returns ``(loss, aux)``; with
+            several losses, loss is a list of them.
+        passes: Object with `weights`, `losses`, `noise` and `accumulator`.
+        totals: The accumulator's totals: one per weight, for each loss.
         factor: Scalar that gradients are multiplied by, or None.
 
     Returns:
-        Tuple ``(totals, aux)``.
+        Tuple ``(totals, aux, square)``: square is the gradient's squared norm, or None unless
+        `passes` measures noise.
     """
     values = [weight.value for weight in passes.weights]
-    gradient = jax.grad(share, has_aux=True)
-    gradients, aux = gradient(values) if values else ([], share(values)[1])
+    if passes.losses == 1:
+        gradients, aux = jax.grad(share, has_aux=True)(values) if values else ([], share(values)[1])
+    else:
+        gradients, aux = _gradients_apart(share, values)
+    square = None if passes.noise is None else squared_norm(gradients)
     totals = [
         passes.accumulator.add(i, total, gradient, factor)
         for i, (total, gradient) in enumerate(zip(totals, gradients, strict=True))
     ]
-    return totals, aux
+    return totals, aux, square
+
+
+def _gradients_apart(share, values):
+    # One forward pass for all. The transpose of one output leaves out what others need, where a
+    # pull-back of all of them would multiply it by zeros.
+    losses, push_forward, aux = jax.linearize(share, values, has_aux=True)
+    gradients = []
+    for place, loss in enumerate(losses):
+        pull_back = jax.linear_transpose(lambda t, place=place: push_forward(t)[place], values)
+        gradients += pull_back(jnp.ones_like(loss))[0]
+    return gradients, aux
 
 
 def filled(totals, empty, like):
@@ -123,7 +140,7 @@ class JaxStep:
 
     def _open(self, held, optimizer, non_trainable, metrics):
         with self._scope(optimizer=self._merged(optimizer, held)):
-            totals = [self._passes.accumulator.open(i) for i in range(len(self._trainable))]
+            totals = self._passes.open()
             factor, scale = self._passes.begin()
         with self._scope(non_trainable=non_trainable, metrics=metrics):
             return totals, self._passes.carry(), factor, scale
@@ -160,7 +177,7 @@ class JaxStep:
         scope = self._scope(*state)
         with scope:
             passes = self._passes
-            totals = [passes.accumulator.open(i) for i in range(len(self._trainable))]
+            totals = passes.open()
             factor, scale = passes.begin()
             carry, masses = passes.carry(), None
             if passes.needs_masses:

@@ -10,6 +10,7 @@ from tensorflow_ranger.backend.steps.samples import count, cut, split
 from tensorflow_ranger.backend.steps.tensorflow_workers import (
     trainer_overrides as trainer_overrides,
 )
+from tensorflow_ranger.backend.tensorflow import squared_norm
 
 KNOWS_MEMORY = False  # before a step has run
 
@@ -42,26 +43,33 @@ def current_values(variables):
 
 
 def add_gradients(share, passes, totals, factor):
-    """Add the gradient of ``share(None)`` to the totals.
+    """Add the gradients of ``share(None)`` to the totals.
 
     Args:
-        share: Function that returns ``(loss, aux)``.
-        passes: Object with `weights`, `accumulator`, and `has_gradient`, which is updated.
-        totals: The accumulator's totals.
+        share: Function that returns ``(loss, aux)``; with several losses, loss is a list of them.
+        passes: Object with `weights`, `losses`, `noise`, `accumulator`, and `has_gradient`, which
+            is updated.
+        totals: The accumulator's totals: one per weight, for each loss.
         factor: Scalar that gradients are multiplied by, or None.
 
     Returns:
-        Tuple ``(totals, aux)``.
+        Tuple ``(totals, aux, square)``: square is the gradient's squared norm, or None unless
+        `passes` measures noise.
     """
-    with tf.GradientTape() as tape:
+    weights = [weight.value for weight in passes.weights]
+    with tf.GradientTape(persistent=passes.losses > 1) as tape:
         loss, aux = share(None)
-    gradients = tape.gradient(loss, [weight.value for weight in passes.weights])
+    losses = tf.nest.flatten(loss)
+    gradients = [gradient for each in losses for gradient in tape.gradient(each, weights)]
     passes.has_gradient = [gradient is not None for gradient in gradients]
+    square = None
+    if passes.noise is not None:
+        square = squared_norm([gradient for gradient in gradients if gradient is not None])
     totals = [
         total if gradient is None else passes.accumulator.add(i, total, gradient, factor)
         for i, (total, gradient) in enumerate(zip(totals, gradients, strict=True))
     ]
-    return totals, aux
+    return totals, aux, square
 
 
 def filled(totals, empty, like):
@@ -125,8 +133,7 @@ class Step:
         return self._run_on_host(data, size, rows), None
 
     def _open(self):
-        totals = [self._passes.accumulator.open(i) for i in range(len(self._passes.weights))]
-        return totals, self._passes.carry(), *self._passes.begin()
+        return self._passes.open(), self._passes.carry(), *self._passes.begin()
 
     def _add_micro_batch(self, totals, carry, data, whole):
         return self._passes.add(totals, carry, data, self._passes.whole(*whole))

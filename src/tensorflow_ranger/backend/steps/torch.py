@@ -7,6 +7,7 @@ import torch
 
 from tensorflow_ranger.backend.replicas.torch import own_draws
 from tensorflow_ranger.backend.steps.samples import count, cut, split
+from tensorflow_ranger.backend.torch import squared_norm
 
 KNOWS_MEMORY = False  # before a step has run
 
@@ -47,18 +48,23 @@ def add_gradients(share, passes, totals, factor):
     """Run ``share(None)`` backward; the hooks of `Step` add its gradients to the totals.
 
     Args:
-        share: Function that returns ``(loss, aux)``.
-        passes: Object with `weights`.
+        share: Function that returns ``(loss, aux)``; with several losses, loss is a list of them.
+        passes: Object with `weights`, `losses` and `noise`, and what the hooks look at: `loss`,
+            the place of the loss that runs backward, and `squares`.
         totals: The accumulator's totals, changed in place.
         factor: Known to the hooks.
 
     Returns:
-        Tuple ``(totals, aux)``.
+        Tuple ``(totals, aux, square)``: square is the gradient's squared norm, or None unless
+        `passes` measures noise.
     """
     loss, aux = share(None)
-    if passes.weights:
-        loss.backward()
-    return totals, keras.tree.map_structure(_detached, aux)
+    passes.squares = []
+    for passes.loss, each in enumerate(keras.tree.flatten(loss)):
+        if passes.weights and (passes.losses == 1 or each.requires_grad):
+            each.backward(retain_graph=passes.loss + 1 < passes.losses)
+    square = None if passes.noise is None else sum(passes.squares)
+    return totals, keras.tree.map_structure(_detached, aux), square
 
 
 def filled(totals, empty, like):
@@ -118,6 +124,8 @@ class Step:
             self._prepared = True
         if self._batch is None or self._batch.data is not data:
             self._batch = _Batch(self._passes, data, size)
+        elif self._passes.noise is not None:
+            self._batch.miss_noise()
         with own_draws():
             logs = self._batch.run(size)
         with torch.no_grad():
@@ -132,10 +140,10 @@ class _Batch:
     def __init__(self, passes, data, size):
         self._passes = passes
         self.data = data
-        self.totals = [None] * len(passes.weights)
+        self.totals = [None] * (len(passes.weights) * passes.losses)
         self._start = self._end = 0
         # The sample up to which each weight has its gradient. Within a pass that failed some have.
-        self._ends = [0] * len(passes.weights)
+        self._ends = [0] * len(self.totals)
         with torch.no_grad():
             factor, scale = passes.begin()
             self.carry = passes.carry()
@@ -160,6 +168,10 @@ class _Batch:
                 self._start = self._end
         return logs
 
+    def miss_noise(self):
+        """Measure no noise: after a pass that failed, weights differ in their micro-batches."""
+        self.carry["noise"][0] = torch.full_like(self.carry["noise"][0], float("nan"))
+
     @contextlib.contextmanager
     def _hooks(self):
         # While open, gradients move to the totals as soon as they are found.
@@ -175,18 +187,22 @@ class _Batch:
                 handle.remove()
 
     def _mover(self, index):
-        accumulator = self._passes.accumulator
+        passes = self._passes
+        accumulator = passes.accumulator
 
         @torch.no_grad()
         def move(parameter):
             gradient, parameter.grad = parameter.grad, None
-            if self._ends[index] >= self._end:
+            place = passes.loss * len(passes.weights) + index
+            if self._ends[place] >= self._end:
                 return
-            total, factor = self.totals[index], self._whole.factor
+            if passes.noise is not None:
+                passes.squares.append(squared_norm([gradient]))
+            total, factor = self.totals[place], self._whole.factor
             if total is None:
-                self.totals[index] = accumulator.first(index, gradient, factor)
+                self.totals[place] = accumulator.first(place, gradient, factor)
             else:
-                self.totals[index] = accumulator.add(index, total, gradient, factor)
-            self._ends[index] = self._end
+                self.totals[place] = accumulator.add(place, total, gradient, factor)
+            self._ends[place] = self._end
 
         return move

@@ -1,0 +1,1 @@
+"""Many gradients in, one out."""

@@ -1,0 +1,13 @@
+"""The ways to make one gradient of many, by name."""
+
+from tensorflow_ranger.multitask import aligned, cagrad, mgda, pcgrad, sum, upgrad
+
+# Each is a function from the gradients' Gram matrix (T, T) to the weights (T,) of their sum.
+COMBINATIONS = {
+    "sum": sum.weights,
+    "pcgrad": pcgrad.weights,
+    "mgda": mgda.weights,
+    "cagrad": cagrad.weights,
+    "upgrad": upgrad.weights,
+    "aligned": aligned.weights,
+}

@@ -1,0 +1,7 @@
+"""The callbacks: what `fit` takes in its `callbacks`."""
+
+from tensorflow_ranger.optimizers.accumulation_steps import (
+    AccumulationSchedule as AccumulationSchedule,
+)
+from tensorflow_ranger.training.noise_scale import NoiseScale as NoiseScale
+from tensorflow_ranger.training.task_conflicts import TaskConflicts as TaskConflicts

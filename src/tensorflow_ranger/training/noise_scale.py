@@ -1,0 +1,202 @@
+"""NoiseScale: how large a batch the problem can use, measured while it trains."""
+
+import math
+
+import keras
+
+from tensorflow_ranger.batch_size import noise_scale
+from tensorflow_ranger.batch_size.noise_scale import NoiseEstimate
+from tensorflow_ranger.optimizers import arguments
+from tensorflow_ranger.training.micro_batcher import MicroBatcher
+from tensorflow_ranger.training.step_statistics import attach
+
+
+class NoiseScale(keras.callbacks.Callback):
+    """Measures the gradient noise scale from the micro-batches of each window.
+
+    The noise scale is the batch at which the noise of the gradient is as large as the gradient.
+    Below it, twice the batch takes almost half the updates; above it, more samples buy almost
+    nothing. It grows as training goes on. With the covariance S of a sample's gradient g,
+
+        noise scale = tr(S) / |g|^2.
+
+    The model trains with `microbatch` or with a `RangerOptimizer`. Each micro-batch costs one more
+    pass over its gradient, and `microbatch` sums into a buffer, not into SGD's momentum. At the end
+    of each epoch the logs, and with them `History`, get
+
+    - ``"noise_scale"``, ``"noise_scale_low"``, ``"noise_scale_high"``: the scale and its 95 % range
+      in samples, infinite where no gradient is seen behind the noise, NaN before anything is known;
+    - ``"advised_batch"``: the scale to two digits.
+
+    Callbacks that come later in the list see them, too: put `keras.callbacks.TensorBoard` there.
+
+    Args:
+        batch_size: Integer >= 1; samples of a micro-batch, which a `RangerOptimizer` is not told:
+            what `fit` is given. None counts in micro-batches there. `microbatch` knows its samples.
+        memory: Integer >= 2; windows that the averages reach back.
+        progress_bar: Whether the progress bar shows the scale during the epoch. On JAX this waits
+            for every batch.
+        verbose: Whether to print `advice` when `fit` ends.
+
+    Attributes:
+        estimate: The last `NoiseEstimate`, or None.
+        advice: What the estimate means, in words.
+
+    Raises:
+        ValueError: An argument is out of range; in `fit`, the model has neither `microbatch` nor a
+            `RangerOptimizer`, or combines tasks.
+
+    Example:
+        >>> ranger.microbatch(model, 64)
+        >>> history = model.fit(x, y, batch_size=2048, callbacks=[ranger.callbacks.NoiseScale()])
+        >>> history.history["noise_scale"]
+
+    References:
+        McCandlish et al., 2018, equations 2.8 and A.2 to A.4. https://arxiv.org/abs/1812.06162
+    """
+
+    def __init__(
+        self, batch_size=None, *, memory=noise_scale.MEMORY, progress_bar=False, verbose=True
+    ):
+        super().__init__()
+        if batch_size is not None:
+            arguments.count("batch_size", batch_size, "It is what fit is given.")
+        if arguments.count("memory", memory, "It is a number of windows.") < 2:
+            raise ValueError("memory must be at least 2 windows: got 1. A range needs two.")
+        self._batch_size = batch_size
+        self._memory = memory
+        self._progress_bar = progress_bar
+        self._verbose = verbose
+        self._statistics = None
+        self.estimate = None
+        self._epoch_updates = None
+
+    @property
+    def advice(self):
+        """What the estimate means for the batch, in a sentence or two."""
+        if self.estimate is None:
+            return (
+                "The noise scale is not known: it takes windows of two micro-batches or more. "
+                "Give microbatch a smaller size, or RangerOptimizer more accumulation_steps."
+            )
+        words = _in_words(self.estimate, self._unit)
+        if self._epoch_updates is not None and self._epoch_updates <= 1:
+            words += (
+                " The data set is no larger than this batch: every update has seen all of it, and "
+                "a smaller batch is the way to more updates."
+            )
+        return words
+
+    def set_model(self, model):
+        """Make the model's steps measure."""
+        super().set_model(model)
+        batcher = MicroBatcher.of(model)
+        if batcher is not None:
+            if batcher.noise is None:
+                batcher.measure_noise(self._memory)
+                model.train_function = None  # a compiled one does not measure
+            self._statistics = batcher.noise
+            attach(model, self._statistics)
+            return
+        optimizer = _measuring(model.optimizer)
+        if optimizer is None:
+            raise ValueError(
+                "NoiseScale compares micro-batches: got a model without any. Call "
+                "microbatch(model, size) before fit, or compile with a RangerOptimizer."
+            )
+        if optimizer.measure_noise(self._memory):
+            model.train_function = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Count the epoch's updates."""
+        self._updates_before = self._updates()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Show the scale in the progress bar, if asked."""
+        if self._progress_bar and logs is not None:
+            self._read()
+            logs["noise_scale"] = math.nan if self.estimate is None else self.estimate.scale
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Add the scale to the logs."""
+        self._epoch_updates = self._updates() - self._updates_before
+        self._read()
+        estimate = self.estimate
+        if logs is None:
+            return
+        logs["noise_scale"] = estimate.scale if estimate else math.nan
+        logs["noise_scale_low"] = estimate.low if estimate else math.nan
+        logs["noise_scale_high"] = estimate.high if estimate else math.nan
+        logs["advised_batch"] = _rounded(estimate.scale) if estimate else math.nan
+
+    def on_train_end(self, logs=None):
+        """Print the advice."""
+        if self._verbose:
+            print(self.advice)
+
+    @property
+    def _unit(self):
+        return "micro-batches" if self._statistics is None and not self._batch_size else "samples"
+
+    def _updates(self):
+        return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+
+    def _read(self):
+        model = self.model
+        if self._statistics is not None:
+            self.estimate = NoiseEstimate.of(self._statistics.read())
+            return
+        optimizer = _measuring(model.optimizer)
+        estimate = None if optimizer is None else optimizer.noise_scale
+        if estimate is not None and self._batch_size:
+            estimate = estimate.times(self._batch_size)
+        self.estimate = estimate
+
+
+def _measuring(optimizer):
+    while optimizer is not None and not hasattr(optimizer, "measure_noise"):
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    return optimizer
+
+
+def _rounded(scale):
+    if not math.isfinite(scale) or scale < 1:
+        return max(scale, 1.0)
+    digits = 1 - math.floor(math.log10(scale))
+    return round(scale, min(digits, 0))
+
+
+def _in_words(estimate, unit):
+    batch = _number(estimate.effective_batch)
+    if not math.isfinite(estimate.scale):
+        return (
+            f"Your effective batch of {batch} {unit} is smaller than what this problem can use "
+            "now: the noise hides the gradient, and a larger one takes fewer updates in the same "
+            "proportion."
+        )
+    advised = _rounded(estimate.scale)
+    ratio = estimate.effective_batch / advised
+    high = "no end" if math.isinf(estimate.high) else _number(estimate.high)
+    scale = f"noise scale {_number(estimate.scale)}, 95 % range {_number(estimate.low)} to {high}"
+    if 0.5 <= ratio <= 2:
+        return (
+            f"Your effective batch of {batch} {unit} is about what this problem can use now "
+            f"({scale})."
+        )
+    if ratio > 1:
+        compared = f"{_times(ratio)} times what this problem can use now"
+    else:
+        compared = f"{_times(1 / ratio)} times smaller than what this problem can use now"
+    return (
+        f"Your effective batch of {batch} {unit} is {compared} ({scale}): {_number(advised)} would "
+        f"take {_times(estimate.updates_with(advised))} times the updates and "
+        f"{_times(estimate.samples_with(advised))} times the {unit}."
+    )
+
+
+def _number(value):
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _times(value):
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
