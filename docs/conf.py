@@ -1,6 +1,9 @@
 """How Sphinx builds the documentation: ``make docs``."""
 
 from importlib.metadata import version as _version
+from pathlib import Path as _Path
+
+import jupytext as _jupytext
 
 # Keras, before the library: autodoc imports what it documents.
 import keras  # noqa: F401
@@ -20,3 +23,30 @@ default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_class_signature = "mixed"
+
+_REPOSITORY = _Path(__file__).resolve().parent.parent
+
+
+def setup(app):
+    """Let the pages under notebooks/ be the notebooks."""
+    app.connect("source-read", _read_notebook)
+
+
+def _read_notebook(app, page, source):
+    if not page.startswith("notebooks/"):
+        return
+    path = _REPOSITORY / f"{page}.py"
+    app.env.note_dependency(path)
+    cells = _jupytext.read(path).cells
+    text = "\n\n".join(
+        cell.source if cell.cell_type == "markdown" else f"```python\n{cell.source}\n```"
+        for cell in cells
+    )
+    # A notebook links to its neighbours and to docs/; so does its page.
+    for other in sorted(_REPOSITORY.glob("notebooks/*.py")):
+        text = text.replace(f"]({other.name})", f"]({other.stem}.md)")
+    source[0] = (
+        text.replace("](../docs/", "](../")
+        + f"\n\nThis page is a notebook, kept as text: `notebooks/{path.name}`. "
+        f"`jupytext --to ipynb` makes an `.ipynb` of it.\n"
+    )

