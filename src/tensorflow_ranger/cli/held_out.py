@@ -11,17 +11,19 @@ class HeldOut(keras.callbacks.Callback):
     Args:
         model: The compiled model.
         data: Tuple ``(x, y)``.
+        task: The `Task` that the model is trained for.
         engine: The `Engine` that trains the model.
     """
 
-    def __init__(self, model, data, engine):
+    def __init__(self, model, data, task, engine):
         super().__init__()
         self._data = data
+        self._task = task
         self._engine = engine
         with engine.apart():
             # `clone_model` would build an optimizer, too, for which the processes must meet.
             self._copy = type(model).from_config(model.get_config())
-            self._copy.compile(loss=model.loss, metrics=["accuracy"])
+            self._copy.compile(**task.compile_arguments())
 
     def on_epoch_end(self, epoch, logs=None):
         """Add the results to the logs."""
@@ -34,3 +36,9 @@ class HeldOut(keras.callbacks.Callback):
         with self._engine.apart():
             self._copy.set_weights(weights)
             return self._copy.evaluate(*self._data, verbose=0, return_dict=True)
+
+    def judge(self, model):
+        """Return the task's figures of `model`, as `Task.judge` does."""
+        results = self.evaluate(model)
+        with self._engine.apart():
+            return self._task.judge(self._copy, self._data, results)

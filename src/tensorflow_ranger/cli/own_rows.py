@@ -8,7 +8,8 @@ class OwnRows(keras.utils.PyDataset):
     """One process's rows of each batch of a dataset, which is the same in every process.
 
     Args:
-        batches: `keras.utils.PyDataset` of tuples of arrays.
+        batches: `keras.utils.PyDataset` of tuples of arrays, or of
+            dicts and lists of them.
         processes: How many processes share the batches.
         process: Number of this one.
     """
@@ -24,6 +25,7 @@ class OwnRows(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         """Return this process's rows of batch `index`."""
-        return tuple(
-            np.array_split(array, self._processes)[self._process] for array in self._batches[index]
+        return keras.tree.map_structure(
+            lambda array: np.array_split(array, self._processes)[self._process],
+            self._batches[index],
         )

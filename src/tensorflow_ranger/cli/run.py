@@ -1,27 +1,33 @@
 """A run of ``tensorflow-ranger train``: from its settings to its results."""
 
+import importlib
+
 import typer
 
 from tensorflow_ranger.cli import curves, optimizers
 from tensorflow_ranger.cli.errors import STOPPED, CommandError, UsageError
 from tensorflow_ranger.cli.frameworks import silent_stderr
 from tensorflow_ranger.cli.options import AUTO
-from tensorflow_ranger.cli.tasks import digits
 
 
 class Run:
     """A run, or its share in one of several processes.
 
     Args:
+        task: `Task`.
         directory: `RunDirectory`.
         settings: `Settings` with a backend.
         record: Arguments of the `UpdateHistory` so far. Empty for a new run.
         choice: The micro-batch chosen so far, as `RunDirectory.write_checkpoint` takes it.
         launched: `Launch`.
         engine: The backend's `Engine`.
+
+    Attributes:
+        updates: Updates made in all, once the model is trained.
     """
 
-    def __init__(self, directory, settings, record, choice, launched, engine):
+    def __init__(self, task, directory, settings, record, choice, launched, engine):
+        self._task = task
         self._directory = directory
         self._settings = settings
         self._record = record
@@ -30,27 +36,36 @@ class Run:
         self._engine = engine
         self._together = launched.processes > 1 or engine.devices > 1
         self._writes = launched.process == 0
+        self.updates = 0
 
     def train(self):
-        """Train the model and write the results.
+        """Train the model, write the results and print them.
+
+        Returns:
+            The task's figures, as `Task.judge` returns them, or None in a process that does not
+            write.
 
         Raises:
             UsageError: The settings don't suit several processes.
             CommandError: A file cannot be written, or memory ran out.
         """
+        import keras
+
+        from tensorflow_ranger.cli.batches import count
         from tensorflow_ranger.training.update_history import UpdateHistory
 
         directory, settings = self._directory, self._settings
-        (x, y), held_out = digits.load()
-        self._check_rows(len(x))
+        (x, y), held_out = self._task.load()
+        samples = count(x)
+        self._check_rows(samples)
         self._history = UpdateHistory(**self._record)
         # Saving and loading make Keras import TensorFlow, where it is installed, on any backend.
         with silent_stderr():
-            model = self._model(len(x))
+            model = self._model(samples)
             self._engine.meet()  # all have read what one now writes anew
             directory.write_checkpoint(model, settings, self._history, self._choice)
         directory.write_settings(settings, self._choice)
-        directory.write_history(self._history.epochs)
+        directory.write_history(self._history.epochs, self._task.metrics)
         self._use_micro_batches(model)
         self._announce()
         evaluation = self._evaluation(model, held_out)
@@ -58,23 +73,30 @@ class Run:
         directory.write_model(model)
         self._choice = self._chosen(model)
         directory.write_settings(settings, self._choice)
-        if self._writes:
-            self._draw(model, len(x))
-            results = (
-                evaluation.evaluate(model)
-                if evaluation
-                else model.evaluate(*held_out, verbose=0, return_dict=True)
-            )
-            self._conclude(results["accuracy"])
+        if not self._writes:
+            return None
+        self.updates = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+        self._draw(samples)
+        judged = self._judged(model, held_out, evaluation)
+        self._conclude(judged)
+        return judged
+
+    def _judged(self, model, held_out, evaluation):
+        if evaluation:
+            return evaluation.judge(model)
+        results = model.evaluate(*held_out, verbose=0, return_dict=True)
+        return self._task.judge(model, held_out, results)
 
     def _model(self, samples):
         with self._engine.scope():
             if self._record:
+                if self._task.objects is not None:
+                    importlib.import_module(self._task.objects)
                 return self._directory.load_model()
             settings = self._settings
-            model = digits.build_model(settings.seed)
+            model = self._task.build_model(settings.seed)
             optimizer = optimizers.build(settings, settings.total_updates(samples))
-            model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+            model.compile(optimizer, **self._task.compile_arguments())
             optimizer.build(model.trainable_variables)
             return model
 
@@ -93,11 +115,10 @@ class Run:
             batches["the last batch of an epoch"] = rest
         for name, size in batches.items():
             if size < processes or (self._engine.equal_rows and size % processes):
-                wanted = (
-                    "be a multiple of" if self._engine.equal_rows else "have an image for each of"
-                )
+                wanted = "a multiple of" if self._engine.equal_rows else "at least"
+                words = self._task.samples
                 raise UsageError(
-                    f"{name} must {wanted} the {processes} processes: got {size} images, "
+                    f"{name} must be {wanted} the {processes} processes: got {size} {words}, "
                     f"{samples} in an epoch. Choose another --batch-size or number of processes"
                 )
 
@@ -127,15 +148,15 @@ class Run:
         from tensorflow_ranger.cli.held_out import HeldOut
 
         together = self._together and self._writes
-        return HeldOut(model, held_out, self._engine) if together else None
+        return HeldOut(model, held_out, self._task, self._engine) if together else None
 
     def _fit(self, model, x, y, held_out, evaluation):
         import keras
 
+        from tensorflow_ranger.cli.batches import TaskBatches
         from tensorflow_ranger.cli.own_rows import OwnRows
-        from tensorflow_ranger.training.shuffled_batches import ShuffledBatches
 
-        batches = rows = ShuffledBatches(x, y, self._settings.batch_size, self._settings.seed)
+        batches = rows = TaskBatches(x, y, self._settings.batch_size, self._settings.seed)
         if self._engine.own_rows and self._launched.processes > 1:
             rows = OwnRows(batches, self._launched.processes, self._launched.process)
         validation = {} if self._together else {"validation_data": held_out}
@@ -164,7 +185,7 @@ class Run:
 
     def _keep(self, model):
         self._directory.write_checkpoint(model, self._settings, self._history, self._chosen(model))
-        self._directory.write_history(self._history.epochs)
+        self._directory.write_history(self._history.epochs, self._task.metrics)
 
     def _chosen(self, model):
         """Return what is recorded of the micro-batch in use, or the last before there is one."""
@@ -173,23 +194,29 @@ class Run:
             return self._choice
         return {"chosen": plan.chosen, "reason": plan.reason}
 
-    def _draw(self, model, samples):
-        import keras
-
+    def _draw(self, samples):
         settings = self._settings
-        updates = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
         title = (
-            f"Handwritten digits: {settings.optimizer_in_words}, {settings.batch_in_words} per "
+            f"{self._task.title}: {settings.optimizer_in_words}, {settings.batch_in_words} per "
             f"update ({settings.backend}, seed {settings.seed})"
         )
         point = "micro-batch" if settings.microbatch is None else "batch"
-        figure = curves.draw(self._history, updates, samples, settings.batch_size, title, point)
+        figure = curves.draw(
+            self._history,
+            self.updates,
+            samples,
+            settings.batch_size,
+            title,
+            point,
+            self._task.metrics,
+        )
         self._directory.write_curves(figure)
 
-    def _conclude(self, accuracy):
+    def _conclude(self, judged):
         if self._choice is not None:
             print(f"Micro-batches of {self._choice['chosen']}. {self._choice['reason']}")
+        held_out = ", ".join(figure.in_words(number) for figure, number in judged.items())
         print(
-            f"Held-out accuracy {accuracy:.1%}. Model, history, curves and settings are in "
+            f"Held-out {held_out}. Model, history, curves and settings are in "
             f"{self._directory.path}: {', '.join(file.name for file in self._directory.results)}"
         )

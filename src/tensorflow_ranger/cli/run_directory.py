@@ -18,7 +18,6 @@ from pathlib import Path
 from tensorflow_ranger.cli.errors import CommandError, UsageError
 from tensorflow_ranger.cli.settings import Settings
 
-FIELDS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "updates")
 STATE = "tensorflow_ranger.json"
 UNREADABLE = (
     OSError,
@@ -54,6 +53,7 @@ class RunDirectory:
         self.results = (self.model, self.history, self.curves, self.settings)
         self.note = None
         self._whole = None  # the checkpoint known to be so
+        self._drawn: list = []  # the states of its random generators
 
     def prepare(self):
         """Make the directory for a new run.
@@ -104,6 +104,7 @@ class RunDirectory:
                     raise zipfile.BadZipFile(f"{broken} does not match its checksum")
                 state = json.loads(archive.read(STATE))
             read = Settings(**state["settings"]), state["record"], state.get("microbatch_plan")
+            drawn = state.get("seeds", [])
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(
                 f"nothing to resume: {path} does not exist. "
@@ -111,7 +112,7 @@ class RunDirectory:
             ) from error
         except UNREADABLE as error:
             raise _unreadable(path, error) from error
-        self._whole = path
+        self._whole, self._drawn = path, drawn
         return read
 
     def load_model(self):
@@ -124,9 +125,12 @@ class RunDirectory:
 
         assert self._whole is not None
         try:
-            return keras.saving.load_model(self._whole)
+            model = keras.saving.load_model(self._whole)
         except UNREADABLE as error:
             raise _unreadable(self._whole, error) from error
+        for variable, value in zip(_seeds(model), self._drawn, strict=True):
+            variable.assign(value)
+        return model
 
     def write_checkpoint(self, model, settings, history, choice):
         """Put the run's state into the place of the last checkpoint, which becomes the previous.
@@ -142,10 +146,13 @@ class RunDirectory:
         Raises:
             CommandError: The file cannot be written.
         """
+        import keras
+
         state = {
             "settings": dataclasses.asdict(settings),
             "record": {"epochs": history.epochs, "micro_batches": history.micro_batches},
             "microbatch_plan": choice,
+            "seeds": [keras.ops.convert_to_numpy(v.value).tolist() for v in _seeds(model)],
         }
 
         def write(path):
@@ -183,19 +190,22 @@ class RunDirectory:
         text = json.dumps(dataclasses.asdict(settings) | plan, indent=2) + "\n"
         self._replace(self.settings, lambda path: path.write_text(text, encoding="utf-8"))
 
-    def write_history(self, epochs):
+    def write_history(self, epochs, metrics):
         """Write one line per epoch as CSV.
 
         Args:
-            epochs: List of dicts with the keys `FIELDS`.
+            epochs: List of dicts with an `UpdateHistory`'s rows of epochs.
+            metrics: Names of the metrics to write, beside the loss.
 
         Raises:
             CommandError: The file cannot be written.
         """
+        logged = ("loss", *metrics)
+        fields = ("epoch", *logged, *(f"val_{name}" for name in logged), "updates")
 
         def write(path):
             with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, FIELDS)
+                writer = csv.DictWriter(file, fields, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(epochs)
 
@@ -242,6 +252,12 @@ class ReadOnlyRunDirectory(RunDirectory):
     def _replace(self, path, write):
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder) / path.name)
+
+
+def _seeds(model):
+    """Return the states of the model's random generators, which Keras does not save."""
+    weights = {id(weight) for weight in model.non_trainable_weights}
+    return [v for v in model.non_trainable_variables if id(v) not in weights]
 
 
 def _unreadable(path, error):

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from tensorflow_ranger.cli import tasks
 from tensorflow_ranger.cli.errors import UsageError
 from tensorflow_ranger.cli.options import AUTO
 
@@ -18,6 +19,7 @@ class Settings:
     """Options of ``tensorflow-ranger train`` that decide what a run computes.
 
     Args:
+        task: Name of the task.
         optimizer: Name of the optimizer that makes the updates: Keras' identifier, or "radam",
             "ranger" or "ranger21".
         lookahead: Whether Lookahead is added to the optimizer.
@@ -34,6 +36,7 @@ class Settings:
             "auto" finds.
     """
 
+    task: str = tasks.DEFAULT
     optimizer: str = "sgd"
     lookahead: bool = False
     centralize: bool = False
@@ -61,14 +64,14 @@ class Settings:
         Raises:
             UsageError: Options contradict each other.
         """
-        settings = cls(**given)
+        settings = cls(**_defaults(given) | given)
         if settings.microbatch is not None:
             accumulation_steps = given.get("accumulation_steps", 1)
             if accumulation_steps != 1:
                 raise UsageError(
                     "--accumulation-steps must be 1 beside --microbatch, which makes one update of "
-                    f"each batch: got {accumulation_steps}. Leave it out, and give the images of "
-                    "an update by --batch-size"
+                    f"each batch: got {accumulation_steps}. Leave it out, and give the "
+                    f"{settings.samples} of an update by --batch-size"
                 )
             settings = dataclasses.replace(settings, accumulation_steps=1)
         if settings.learning_rate is None:
@@ -93,7 +96,7 @@ class Settings:
             if name not in MAY_DIFFER and value != stored:
                 if name in ADDED:
                     self._refuse_added(name)
-                option = "--" + name.replace("_", "-")
+                option = "TASK" if name == "task" else "--" + name.replace("_", "-")
                 unset = "the optimizer's own" if name == "learning_rate" else "none"
                 held = unset if stored is None or stored is False else stored
                 got = option if value is True else value
@@ -141,7 +144,12 @@ class Settings:
         if self.microbatch is None:
             return f"{self.accumulation_steps} micro-batches of {self.batch_size}"
         size = "the fastest size" if self.microbatch == AUTO else self.microbatch
-        return f"{self.batch_size} images in micro-batches of {size}"
+        return f"{self.batch_size} {self.samples} in micro-batches of {size}"
+
+    @property
+    def samples(self):
+        """What the samples of the task are called."""
+        return tasks.find(self.task).samples
 
     def _refuse_added(self, name):
         if self.optimizer.lower() in HAVE_ADDED:
@@ -164,6 +172,27 @@ class Settings:
         if isinstance(self.microbatch, int) and self.microbatch > self.batch_size:
             raise UsageError(
                 f"--microbatch must be <= --batch-size, which is {self.batch_size}: "
-                f"got {self.microbatch}. Give the images of an update by --batch-size"
+                f"got {self.microbatch}. Give the {self.samples} of an update by --batch-size"
             )
         return self
+
+
+def _defaults(given):
+    """Return the task's own settings, as far as they go with the options that were given.
+
+    They were chosen together: with another optimizer the learning rate is that optimizer's. Who
+    gives the micro-batches of an update by --accumulation-steps wants no --microbatch; these are
+    then as large as the task's.
+    """
+    defaults = dict(tasks.find(given.get("task", tasks.DEFAULT)).defaults)
+    if given.get("optimizer", defaults.get("optimizer")) != defaults.get("optimizer"):
+        defaults.pop("learning_rate", None)
+    size = defaults.get("microbatch")
+    if size is None or "microbatch" in given:
+        return defaults
+    if "accumulation_steps" in given:
+        del defaults["microbatch"]
+        defaults["batch_size"] = size
+    else:
+        defaults["microbatch"] = min(size, given.get("batch_size", size))
+    return defaults

@@ -8,19 +8,23 @@ from typing import Annotated
 
 import typer
 
-from tensorflow_ranger.cli import launch, options
+from tensorflow_ranger.cli import launch, options, tasks
 from tensorflow_ranger.cli.errors import CommandError, UsageError
 from tensorflow_ranger.cli.frameworks import import_keras, silent_stdout
 from tensorflow_ranger.cli.run import Run
 from tensorflow_ranger.cli.run_directory import ReadOnlyRunDirectory, RunDirectory
 from tensorflow_ranger.cli.settings import LEARNING_RATES, Settings
-from tensorflow_ranger.cli.tasks import digits
 
+OF_TASK = f"TASK's; {{}} for {tasks.DEFAULT}"
 MAXIMUM_SEED = 2**32 - 1
 
 
 def train(
     context: typer.Context,
+    task: Annotated[
+        str,
+        typer.Argument(help="What to train: " + ", ".join(tasks.names()) + ".", metavar="TASK"),
+    ] = Settings.task,
     optimizer: Annotated[
         str,
         typer.Option(
@@ -29,6 +33,7 @@ def train(
             "gradients), ranger21 (ranger on adamw, with clipping, normalization and a learning "
             "rate that rises and falls), or another by its Keras name: adam, lion, ...",
             metavar="NAME",
+            show_default=OF_TASK.format("sgd"),
         ),
     ] = Settings.optimizer,
     lookahead: Annotated[
@@ -56,28 +61,30 @@ def train(
     batch_size: Annotated[
         int,
         typer.Option(
-            help="Images per micro-batch; with --microbatch, images per update.",
+            help="Samples per micro-batch; with --microbatch, samples per update.",
             metavar="N",
             parser=options.integer("--batch-size", 1),
+            show_default=OF_TASK.format(Settings.batch_size),
         ),
     ] = Settings.batch_size,
     microbatch: Annotated[
         str | None,
         typer.Option(
-            help="Train on whole batches, SIZE images at a time; auto finds the fastest SIZE that "
+            help="Train on whole batches, SIZE samples at a time; auto finds the fastest SIZE that "
             "fits, and repeats a run up to rounding.",
             metavar="SIZE",
             parser=options.integer("--microbatch", 1, or_else=options.AUTO),
-            show_default="each batch is a micro-batch",
+            show_default=OF_TASK.format("each batch is a micro-batch"),
         ),
     ] = None,
     memory_limit: options.MemoryLimit = Settings.memory_limit,
     epochs: Annotated[
         int,
         typer.Option(
-            help="Passes over the images, counted from the beginning.",
+            help="Passes over the samples, counted from the beginning.",
             metavar="N",
             parser=options.integer("--epochs", 1),
+            show_default=OF_TASK.format(Settings.epochs),
         ),
     ] = Settings.epochs,
     learning_rate: Annotated[
@@ -86,7 +93,8 @@ def train(
             help="Learning rate of the optimizer.",
             metavar="RATE",
             parser=options.learning_rate,
-            show_default=", ".join(f"{rate} for {name}" for name, rate in LEARNING_RATES.items())
+            show_default="TASK's; with another optimizer, "
+            + ", ".join(f"{rate} for {name}" for name, rate in LEARNING_RATES.items())
             + ", else the optimizer's own",
         ),
     ] = Settings.learning_rate,
@@ -94,14 +102,19 @@ def train(
     seed: Annotated[
         int,
         typer.Option(
-            help="Seed of the initial weights and of the order of the images.",
+            help="Seed of the initial weights and of the order of the samples.",
             metavar="N",
             parser=options.integer("--seed", 0, MAXIMUM_SEED),
         ),
     ] = Settings.seed,
-    output: Annotated[Path, typer.Option(help="Directory for the results.", metavar="DIR")] = Path(
-        "runs/digits"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory for the results.",
+            metavar="DIR",
+            show_default=f"runs/TASK: runs/{tasks.DEFAULT}",
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -111,12 +124,14 @@ def train(
         ),
     ] = False,
 ):
-    """Train the founding CNN on 5,000 real handwritten digits.
+    """Train a network on real data: without TASK, the founding CNN on 5,000 handwritten digits.
 
     The gradients of K micro-batches make one update, or, with --microbatch, those of one batch,
     which then need not fit the memory as a whole. DIR gets the trained model (model.keras),
-    the history (history.csv), a picture of loss and accuracy with the updates marked
+    the history (history.csv), a picture of loss and metrics with the updates marked
     (curves.png), the settings (settings.json), and a checkpoint to resume from.
+
+    tensorflow-ranger tasks lists what TASK may be, and the defaults of each.
     """
     sources = {name: context.get_parameter_source(name) for name in Settings.names()}
     given = {
@@ -124,18 +139,22 @@ def train(
         for name, source in sources.items()
         if source is not None and source.name != "DEFAULT"
     }
-    _require_packages()
+    tasks.find(task)
     launched = launch.detect(os.environ)
     with contextlib.nullcontext() if launched.process == 0 else silent_stdout():
-        directory = (RunDirectory if launched.process == 0 else ReadOnlyRunDirectory)(output)
+        kind = RunDirectory if launched.process == 0 else ReadOnlyRunDirectory
+        directory = kind(Path("runs") / task if output is None else output)
         if resume or (launched.restarts and directory.has_checkpoint()):
             settings, record, choice = _stored(directory, given, resume)
         else:
             settings, record, choice = Settings.new(given), {}, None
+        chosen = tasks.find(settings.task)
+        _require_packages(chosen)
+        if not record:
             directory.prepare()
         settings = settings.on(import_keras(settings.backend))
         with launch.joined(launched, settings.backend) as engine:
-            Run(directory, settings, record, choice, launched, engine).train()
+            Run(chosen, directory, settings, record, choice, launched, engine).train()
 
 
 def _stored(directory, given, resume):
@@ -157,8 +176,8 @@ def _stored(directory, given, resume):
     return stored, record, choice
 
 
-def _require_packages():
-    digits.data_file()
+def _require_packages(task):
+    task.data.locate()
     if importlib.util.find_spec("matplotlib") is None:
         raise CommandError(
             "the curves need matplotlib, which is not installed. "

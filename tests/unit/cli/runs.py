@@ -1,6 +1,7 @@
 """Short runs of `tensorflow-ranger train`, in this process and in others."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 import socket
@@ -25,9 +26,15 @@ def few_digits():
     return (x[:224], y[:224]), (held_out_x[:32], held_out_y[:32])
 
 
+def use_few_digits():
+    """Let this process train on few digits."""
+    digits.TASK = dataclasses.replace(digits.TASK, load=few_digits)
+
+
 def train(directory, *options):
     """Run ``train --output directory`` on few digits; return the exit code."""
-    with mock.patch.object(digits, "load", few_digits):
+    few = dataclasses.replace(digits.TASK, load=few_digits)
+    with mock.patch.object(digits, "TASK", few):
         return run("train", "--output", str(directory), *options)
 
 

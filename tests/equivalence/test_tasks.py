@@ -1,0 +1,67 @@
+"""Each task of the command line ends with the same weights whatever the size of a micro-batch.
+
+Dropout is off, as each micro-batch draws masks of its own. The batch normalization of `mnist` looks
+at all samples of a micro-batch, so no equality holds while it does: here it is frozen, and
+normalizes by its moving statistics.
+"""
+
+import keras
+import numpy as np
+import pytest
+from keras.src.backend.common import dtypes  # noqa: TID251 (see test_microbatch_cases.py)
+
+from tensorflow_ranger import microbatch
+from tensorflow_ranger.cli import tasks
+from tensorflow_ranger.cli.batches import TaskBatches, count
+from tests.unit.cli import slices
+
+UPDATES = 30
+SAMPLES, BATCH = 160, 96  # two updates an epoch, the second one of 64
+FRAMES = {"brown": 8, "spoken-strings": 64}  # a start of each sample: the sequences take the time
+TOLERANCE = 1e-6 if keras.config.backend() == "torch" else 1e-10
+
+
+@pytest.fixture
+def exact(float64, monkeypatch):
+    monkeypatch.setitem(dtypes.BIT64_TO_BIT32_DTYPE, "float64", "float64")
+
+
+def samples_of(name):
+    """Return samples that take no longer than they must."""
+    (x, y), _ = slices.slice_of(name, SAMPLES)
+    if name == "brown":
+        return x[:, : FRAMES[name]], y[:, : FRAMES[name]]
+    return x, y
+
+
+def trained(name, size, x, y):
+    """Return the weights before and after `UPDATES` updates."""
+    task = tasks.find(name)
+    model = task.build_model(0)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9, global_clipnorm=1.0)
+    jit_compile = keras.config.backend() == "jax"
+    model.compile(optimizer, **{**task.compile_arguments(), "jit_compile": jit_compile})
+    microbatch(model, size)
+    before = model.get_weights()
+    batches = TaskBatches(x, y, BATCH, seed=0)
+    model.fit(batches, shuffle=False, verbose=0, epochs=UPDATES // len(batches))
+    assert int(optimizer.iterations) == UPDATES
+    return before, model.get_weights()
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_micro_batches_end_where_whole_batches_do(name, exact):
+    x, y = samples_of(name)
+    before, whole = trained(name, count(x), x, y)
+    moved = max(np.abs(new - old).max() for new, old in zip(whole, before, strict=True))
+    assert moved > 1e-3
+    for size in (16, 64):
+        _, weights = trained(name, size, x, y)
+        for weight, wanted in zip(weights, whole, strict=True):
+            assert weight.dtype == "float64"
+            np.testing.assert_allclose(weight, wanted, rtol=0, atol=TOLERANCE)
