@@ -104,7 +104,7 @@ class Passes:
 
     def open(self):
         """Return the accumulator's totals of no gradient: one per weight, for each loss."""
-        return [self.accumulator.open(i) for i in range(len(self.has_gradient))]
+        return [self.accumulator.open(i) for i in range(len(self.weights) * self.losses)]
 
     def begin(self):
         """Return the scalars of `Whole` that the optimizer knows: factor and scale."""

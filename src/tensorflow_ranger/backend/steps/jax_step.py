@@ -206,6 +206,7 @@ class JaxStep:
 
     def memory(self, state, data, size):
         """Return the bytes a batch needs in all: weights, optimizer, samples and temporaries."""
+        self._prepare(state, data, size)
         return self._held(state, data) + sum(self._analysis(state, data, size))
 
     def _held(self, state, data):
