@@ -84,7 +84,11 @@ def _jax_floor(model, x, y):
         for place in range(len(losses)):
             pull = jax.linear_transpose(lambda t, place=place: push(t)[place], weights)
             gradients = pull(jax.numpy.ones_like(losses[place]))[0]
-            total = gradients if total is None else [a + b for a, b in zip(total, gradients, strict=True)]
+            total = (
+                gradients
+                if total is None
+                else [a + b for a, b in zip(total, gradients, strict=True)]
+            )
         return optimizer.stateless_apply(state, total, weights), sum(losses)
 
     held = [[v.value for v in group] for group in (model.trainable_variables, optimizer.variables)]
@@ -108,7 +112,9 @@ def _tensorflow_floor(model, x, y):
             outputs = model(x, training=True)
             losses = [_mse(y[name], outputs[name]) for name in y]
         rows = [tape.gradient(loss, variables) for loss in losses]
-        totals = [tf.add_n([g for g in column if g is not None]) for column in zip(*rows, strict=True)]
+        totals = [
+            tf.add_n([g for g in column if g is not None]) for column in zip(*rows, strict=True)
+        ]
         model.optimizer.apply(totals, model.trainable_variables)
         return tf.add_n(losses)
 

@@ -6,6 +6,7 @@ from tensorflow_ranger.cli.info import info
 from tensorflow_ranger.cli.list_tasks import tasks
 from tensorflow_ranger.cli.plan import plan
 from tensorflow_ranger.cli.predict import predict
+from tensorflow_ranger.cli.report import report
 from tensorflow_ranger.cli.train import train
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app.command()(train)
 app.command()(tasks)
 app.command()(predict)
 app.command()(plan)
+app.command()(report)
 app.command()(info)
 
 

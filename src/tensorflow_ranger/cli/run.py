@@ -63,11 +63,14 @@ class Run:
         with silent_stderr():
             model = self._model(samples)
             self._engine.meet()  # all have read what one now writes anew
-            directory.write_checkpoint(model, settings, self._history, self._choice)
+            directory.write_checkpoint(
+                model, settings, self._history, self._choice, directory.measured
+            )
         directory.write_settings(settings, self._choice)
         directory.write_history(self._history.epochs, self._task.metrics)
         self._use_micro_batches(model)
         self._announce()
+        self._measure(samples)
         evaluation = self._evaluation(model, held_out)
         self._fit(model, x, y, held_out, evaluation)
         directory.write_model(model)
@@ -143,6 +146,19 @@ class Run:
             # Keras' own step would weigh the processes alike, whose parts may differ.
             microbatch(model, -(-settings.batch_size // self._launched.processes))
 
+    def _measure(self, samples):
+        """Make the callbacks that measure."""
+        from tensorflow_ranger import backend
+        from tensorflow_ranger.cli.measurements import Measurements
+        from tensorflow_ranger.training.noise_scale import NoiseScale
+
+        settings = self._settings
+        # Where micro-batches are cut from a batch, they tell their samples themselves.
+        size = settings.batch_size if settings.microbatch is None else None
+        self._noise = NoiseScale(size, verbose=False) if settings.noise_scale else None
+        devices = self._launched.in_words(self._engine.devices) or ", ".join(backend.devices())
+        self._measurements = Measurements(samples, devices, self._directory.measured, self._noise)
+
     def _evaluation(self, model, held_out):
         """Return the callback that evaluates the model, or None where `fit` does it."""
         from tensorflow_ranger.cli.held_out import HeldOut
@@ -163,7 +179,9 @@ class Run:
         callbacks = [
             batches.order_callback(),
             *([evaluation] if evaluation else []),
+            *([self._noise] if self._noise else []),
             self._history,
+            self._measurements,
             # `fit` closes the window thereafter.
             keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: self._keep(model)),
         ]
@@ -184,7 +202,9 @@ class Run:
             raise CommandError(str(error)) from error
 
     def _keep(self, model):
-        self._directory.write_checkpoint(model, self._settings, self._history, self._chosen(model))
+        self._directory.write_checkpoint(
+            model, self._settings, self._history, self._chosen(model), self._measurements.record
+        )
         self._directory.write_history(self._history.epochs, self._task.metrics)
 
     def _chosen(self, model):
@@ -215,6 +235,8 @@ class Run:
     def _conclude(self, judged):
         if self._choice is not None:
             print(f"Micro-batches of {self._choice['chosen']}. {self._choice['reason']}")
+        if self._noise is not None:
+            print(self._measurements.record["noise_advice"])
         held_out = ", ".join(figure.in_words(number) for figure, number in judged.items())
         print(
             f"Held-out {held_out}. Model, history, curves and settings are in "

@@ -1,8 +1,9 @@
 """The directory of a run: its results, and the checkpoint it goes on from.
 
 The checkpoint is one file, so one rename makes it whole: a Keras model file, optimizer and
-unfinished window included, with the settings and the history in a member that Keras ignores. The
-checkpoint before it is kept, and read where the last one is damaged. The other files are made from
+unfinished window included, with the settings and the history in a member that Keras ignores, and
+what was measured in another: runs of the same settings differ in that alone. The checkpoint before
+it is kept, and read where the last one is damaged. The other files are made from
 it and never read.
 """
 
@@ -19,6 +20,8 @@ from tensorflow_ranger.cli.errors import CommandError, UsageError
 from tensorflow_ranger.cli.settings import Settings
 
 STATE = "tensorflow_ranger.json"
+MEASUREMENTS = "tensorflow_ranger.measurements.json"
+NOISE = ("noise_scale", "noise_scale_low", "noise_scale_high")
 UNREADABLE = (
     OSError,
     EOFError,
@@ -40,6 +43,8 @@ class RunDirectory:
     Attributes:
         results: Paths of what a finished run leaves, beside its checkpoints.
         note: A line on the checkpoint that was read, if it is not the last, else None.
+        measured: What was measured up to the checkpoint that was read, as `write_checkpoint` took
+            it, or None.
     """
 
     def __init__(self, path):
@@ -52,6 +57,7 @@ class RunDirectory:
         self.settings = path / "settings.json"
         self.results = (self.model, self.history, self.curves, self.settings)
         self.note = None
+        self.measured = None
         self._whole = None  # the checkpoint known to be so
         self._drawn: list = []  # the states of its random generators
 
@@ -62,7 +68,7 @@ class RunDirectory:
             UsageError: It holds a run already.
             CommandError: It cannot be made or written to.
         """
-        with _writing(self.path):
+        with writing(self.path):
             present = [f.name for f in (*self._checkpoints, *self.results) if f.exists()]
             if present:
                 raise UsageError(
@@ -103,6 +109,8 @@ class RunDirectory:
                 if broken is not None:
                     raise zipfile.BadZipFile(f"{broken} does not match its checksum")
                 state = json.loads(archive.read(STATE))
+                held = MEASUREMENTS in archive.namelist()
+                measured = json.loads(archive.read(MEASUREMENTS)) if held else None
             read = Settings(**state["settings"]), state["record"], state.get("microbatch_plan")
             drawn = state.get("seeds", [])
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -112,7 +120,7 @@ class RunDirectory:
             ) from error
         except UNREADABLE as error:
             raise _unreadable(path, error) from error
-        self._whole, self._drawn = path, drawn
+        self._whole, self._drawn, self.measured = path, drawn, measured
         return read
 
     def load_model(self):
@@ -132,7 +140,7 @@ class RunDirectory:
             variable.assign(value)
         return model
 
-    def write_checkpoint(self, model, settings, history, choice):
+    def write_checkpoint(self, model, settings, history, choice, measured=None):
         """Put the run's state into the place of the last checkpoint, which becomes the previous.
 
         At every moment one of the two files is a whole checkpoint.
@@ -142,6 +150,7 @@ class RunDirectory:
             settings: `Settings`.
             history: `UpdateHistory`.
             choice: Dict with the micro-batch "chosen" and the "reason", or None.
+            measured: Dict of what was measured, or None.
 
         Raises:
             CommandError: The file cannot be written.
@@ -159,6 +168,7 @@ class RunDirectory:
             model.save(path)
             with zipfile.ZipFile(path, "a") as archive:
                 archive.writestr(STATE, json.dumps(state))
+                archive.writestr(MEASUREMENTS, json.dumps(measured))
 
         def replace(path):
             write(path)
@@ -195,13 +205,15 @@ class RunDirectory:
 
         Args:
             epochs: List of dicts with an `UpdateHistory`'s rows of epochs.
-            metrics: Names of the metrics to write, beside the loss.
+            metrics: Names of the metrics to write, beside the loss and the noise scale, if it
+                was measured.
 
         Raises:
             CommandError: The file cannot be written.
         """
         logged = ("loss", *metrics)
-        fields = ("epoch", *logged, *(f"val_{name}" for name in logged), "updates")
+        noise = [name for name in NOISE if epochs and name in epochs[-1]]
+        fields = ("epoch", *logged, *(f"val_{name}" for name in logged), "updates", *noise)
 
         def write(path):
             with path.open("w", newline="", encoding="utf-8") as file:
@@ -230,7 +242,7 @@ class RunDirectory:
     def _replace(self, path, write):
         # The name keeps its ending, which Keras and matplotlib go by.
         temporary = path.with_name(f".{path.name}")
-        with _writing(path):
+        with writing(path):
             write(temporary)
             temporary.replace(path)
 
@@ -245,7 +257,7 @@ class ReadOnlyRunDirectory(RunDirectory):
     def prepare(self):
         """Leave it to the process that writes."""
 
-    def write_checkpoint(self, model, settings, history, choice):
+    def write_checkpoint(self, model, settings, history, choice, measured=None):
         """Take part in saving the run's state."""
         self._replace(self.checkpoint, model.save)
 
@@ -268,7 +280,15 @@ def _unreadable(path, error):
 
 
 @contextlib.contextmanager
-def _writing(path):
+def writing(path):
+    """Turn an error of the operating system into one line.
+
+    Args:
+        path: What is written.
+
+    Raises:
+        CommandError: It cannot be.
+    """
     try:
         yield
     except OSError as error:

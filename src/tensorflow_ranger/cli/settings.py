@@ -34,6 +34,8 @@ class Settings:
             micro-batch.
         memory_limit: Bytes that training may need, or None. It decides nothing but the size that
             "auto" finds.
+        noise_scale: Whether the noise scale is measured. Sums go another way then, and differ in
+            rounding.
     """
 
     task: str = tasks.DEFAULT
@@ -48,6 +50,7 @@ class Settings:
     seed: int = 0
     microbatch: int | str | None = None
     memory_limit: int | None = None
+    noise_scale: bool = False
 
     @classmethod
     def names(cls):
@@ -173,6 +176,17 @@ class Settings:
             raise UsageError(
                 f"--microbatch must be <= --batch-size, which is {self.batch_size}: "
                 f"got {self.microbatch}. Give the {self.samples} of an update by --batch-size"
+            )
+        whole = (
+            self.accumulation_steps == 1
+            if self.microbatch is None
+            else (self.microbatch == self.batch_size)
+        )
+        if self.noise_scale and whole:
+            raise UsageError(
+                "--noise-scale compares the micro-batches of an update: got one, of "
+                f"{self.batch_size} {self.samples}. Give a smaller --microbatch, or 2 or more by "
+                "--accumulation-steps"
             )
         return self
 

@@ -98,6 +98,14 @@ def train(
             + ", else the optimizer's own",
         ),
     ] = Settings.learning_rate,
+    noise_scale: Annotated[
+        bool,
+        typer.Option(
+            "--noise-scale",
+            help="Measure how large a batch the task can use, epoch by epoch, for the history and "
+            "for tensorflow-ranger report.",
+        ),
+    ] = Settings.noise_scale,
     backend: options.Backend = Settings.backend,
     seed: Annotated[
         int,

@@ -65,5 +65,7 @@ def multitask(model, combine, *, tasks=None):
     set_tasks(model, Tasks(combine, tasks))
     if batcher is None:
         install_whole(model)
+    else:
+        batcher.noise = None  # of one gradient, where NoiseScale has looked before
     model.train_function = None
     return model

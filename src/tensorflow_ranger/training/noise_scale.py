@@ -18,7 +18,7 @@ class NoiseScale(keras.callbacks.Callback):
     Below it, twice the batch takes almost half the updates; above it, more samples buy almost
     nothing. It grows as training goes on. With the covariance S of a sample's gradient g,
 
-        noise scale = tr(S) / |g|^2.
+        noise scale = tr(S) / norm(g)^2.
 
     The model trains with `microbatch` or with a `RangerOptimizer`. Each micro-batch costs one more
     pass over its gradient, and `microbatch` sums into a buffer, not into SGD's momentum. At the end

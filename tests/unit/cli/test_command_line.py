@@ -28,10 +28,11 @@ def options(command):
 
 
 def test_names_of_commands_and_options():
-    assert set(commands()) == {"train", "tasks", "predict", "plan", "info"}
+    assert set(commands()) == {"train", "tasks", "predict", "plan", "report", "info"}
     assert options(commands()["info"]) == {}
     assert options(commands()["tasks"]) == {}
     assert options(commands()["predict"]) == {"path": None, "inputs": None, "--backend": None}
+    assert options(commands()["report"]) == {"directories": None, "--output": None}
     assert options(commands()["plan"]) == {
         "path": None,
         "--batch-size": None,
@@ -50,6 +51,7 @@ def test_names_of_commands_and_options():
         "--batch-size": 32,
         "--microbatch": None,
         "--memory-limit": None,
+        "--noise-scale": False,
         "--epochs": 8,
         "--learning-rate": None,
         "--backend": None,
@@ -155,6 +157,16 @@ def test_help_does_not_wait_for_keras():
         (["train", "--optimizer", "ranger21", "--lookahead"], "built into ranger21"),
         (["train", "--optimizer", "ranger", "--centralize"], "--centralize is built into ranger:"),
         (["train", "--optimizer", "Ranger21", "--centralize"], "built into Ranger21: got both"),
+        (
+            ["train", "--noise-scale", "--accumulation-steps", "1"],
+            "--noise-scale compares the micro-batches of an update: got one, of 32 images. Give a",
+        ),
+        (["train", "--noise-scale", "--microbatch", "32"], "got one, of 32 images"),
+        (["report"], "Missing argument"),
+        (
+            ["report", "absent"],
+            "DIR must be the directory of a run: got absent, without checkpoint",
+        ),
         (["train", "--lookahead", "yes"], "TASK must be one of"),
         (["plan", "--batch-size", "8"], "Missing argument"),
         (["plan", "model.keras"], "Missing option '--batch-size'"),

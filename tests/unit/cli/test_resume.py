@@ -100,6 +100,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
         ("--microbatch", "16", "none"),
         ("--lookahead", None, "none"),
         ("--centralize", None, "none"),
+        ("--noise-scale", None, "none"),
     ],
 )
 def test_an_option_that_contradicts_the_run_is_named(option, value, held, stopped, capsys):

@@ -10,7 +10,8 @@ from tensorflow_ranger.multitask.combinations import COMBINATIONS
 
 
 @functools.cache
-def _compiled(rule):
+def compiled(rule, xla=False):
+    """Return the function compiled, with TensorFlow for XLA if asked; on torch itself."""
     backend = keras.config.backend()
     if backend == "jax":
         import jax
@@ -19,23 +20,19 @@ def _compiled(rule):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(rule, jit_compile=True)
+        return tf.function(rule, jit_compile=xla)
     return rule
 
 
-def _gram(gradients, dtype):
+def gram_matrix(gradients, dtype="float64"):
+    """Return the inner products of the rows, a tensor."""
     return ops.convert_to_tensor((gradients @ gradients.T).astype(dtype), dtype=dtype)
-
-
-def eager_weights(rule, gradients, dtype="float64"):
-    """Return the weights that the function `rule` gives, not compiled, as a NumPy array."""
-    return ops.convert_to_numpy(rule(_gram(gradients, dtype)))
 
 
 def weights(rule, gradients, dtype="float64"):
     """Return the weights of a rule, by its name or as a function, as a NumPy array."""
     rule = COMBINATIONS[rule] if isinstance(rule, str) else rule
-    result = _compiled(rule)(_gram(gradients, dtype))
+    result = compiled(rule)(gram_matrix(gradients, dtype))
     assert keras.backend.standardize_dtype(result.dtype) == dtype
     assert tuple(result.shape) == (len(gradients),)
     return ops.convert_to_numpy(result)

@@ -7,7 +7,7 @@ from tensorflow_ranger.cli.errors import CommandError, UsageError
 CLASSES = 10
 SIDE = 28
 IMAGE_SHAPE = (SIDE, SIDE, 1)
-BOX = 20  # MNIST's digits were fitted into a box of 20 x 20, and their centre of mass centred
+BOX = 20  # MNIST's digits fill a box of 20 x 20, and their centre of mass is at pixel 14
 INK = 0.2  # what is brighter, of white on black, belongs to the digit
 
 
@@ -73,7 +73,7 @@ def _as_mnist(ink, Image):
     small = Image.fromarray(np.uint8(np.round(255 * ink))).resize((width, height), Image.LANCZOS)
     digit = np.asarray(small, "float32") / 255
     centre = [
-        (digit.sum(axis=1 - axis) * (0.5 + np.arange(size))).sum() / digit.sum()
+        (digit.sum(axis=1 - axis) * np.arange(size)).sum() / digit.sum()
         for axis, size in enumerate(digit.shape)
     ]
     image = np.zeros((SIDE, SIDE), "float32")

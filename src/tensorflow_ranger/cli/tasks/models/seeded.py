@@ -21,7 +21,7 @@ class Seeded:
     def seed(self):
         """Return the next seed."""
         (child,) = self._sequence.spawn(1)
-        return int(child.generate_state(1)[0])
+        return int(child.generate_state(1)[0]) >> 1  # 31 bits: Keras on torch takes no more
 
     def glorot(self):
         """Return an initializer for kernels."""
