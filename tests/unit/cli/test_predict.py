@@ -13,7 +13,9 @@ from tests.unit.cli import runs, slices
 
 def save(path, digit, side=28, invert=False, mode="L", shift=(0, 0)):
     """Write one of MNIST's digits as an image file, on a larger sheet of paper."""
-    picture = Image.fromarray(np.uint8(255 * digit[..., 0])).resize((side, side), Image.BICUBIC)
+    picture = Image.fromarray(np.uint8(255 * digit[..., 0])).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
     sheet = Image.new("L", (2 * side, 3 * side))
     sheet.paste(picture, shift)
     if invert:

@@ -1,5 +1,7 @@
 """multitask: the weights are those of a twin in NumPy, whatever stands around it."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -47,7 +49,7 @@ class Trunk(keras.layers.Dense):
         return super().call(inputs)
 
 
-def network(optimizer, kind=keras.Model, trunk=Trunk, **settings):
+def network(optimizer, kind=keras.Model, trunk: Any = Trunk, **settings):
     """Return a model of three outputs: "a" leaves the trunk, "b" and "c" a layer further on."""
     keras.utils.set_random_seed(1)
     inputs = keras.Input((4,))
