@@ -4,8 +4,9 @@
     python scripts/held_out.py digits reviews               # some
     python scripts/held_out.py --output DIR --backend jax   # keep the runs
 
-Prints one table; the exit code is 1 if a bar was missed. `reviews-multitask` is compared with
-models of one output each, which are trained for it: no task may lose more than a point.
+Prints one table, and its lines to stderr as they come; the exit code is 1 if a bar was missed.
+`reviews-multitask` is compared with models of one output each, which are trained for it: no task
+may lose more than a point.
 """
 
 import argparse
@@ -72,13 +73,14 @@ class Trained:
         directory = RunDirectory(output / task.name.replace(": ", "-"))
         directory.prepare()
         launched = Launch()
-        print(f"{task.name} ...", file=sys.stderr, flush=True)
         start = time.monotonic()
         with silent_stdout(), joined(launched, backend) as engine:
             run = Run(task, directory, self.settings, {}, None, launched, engine)
             self.figures = run.train() or {}
         self.seconds = time.monotonic() - start
         self.updates = run.updates
+        for row in self.rows():
+            print(*row, sep=", ", file=sys.stderr, flush=True)
 
     @property
     def passed(self):
@@ -95,7 +97,7 @@ class Trained:
                 f"{'>=' if figure.at_least else '<='} {limit}",
                 f"{self.seconds:.0f}",
                 str(self.updates),
-                str(self.settings.batch_size),
+                str(self.settings.batch_size * self.settings.accumulation_steps),
                 str(self.settings.microbatch or self.settings.batch_size),
             )
 
