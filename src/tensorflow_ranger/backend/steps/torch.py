@@ -105,9 +105,6 @@ class Step:
         self._prepared = False
         self._batch = None
         if compiled:
-            if passes.losses > 1:
-                # A compiled backward pass gives up its buffers, and here it runs once per loss.
-                torch._functorch.config.donated_buffer = False
             passes.call = torch.compile(passes.call)
             if passes.losses > 1:
                 # A backward pass must not give away the memory that the next one reads.
