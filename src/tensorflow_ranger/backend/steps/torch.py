@@ -105,11 +105,10 @@ class Step:
         self._prepared = False
         self._batch = None
         if compiled:
-            passes.call = torch.compile(passes.call)
             if passes.losses > 1:
-                # A backward pass must not give away the memory that the next one reads.
-                kept = torch._functorch.config.patch(donated_buffer=False)
-                passes.call = kept(passes.call)
+                # A compiled backward pass gives up its buffers, and here it runs once per loss.
+                torch._functorch.config.donated_buffer = False
+            passes.call = torch.compile(passes.call)
 
     def run(self, state, data, size, rows):
         """Train on the batch `data`, `size` samples at a time.
