@@ -22,7 +22,7 @@ from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.optimizers.fan_in import tag_fan_in
 from tensorflow_ranger.training.passes import Passes
 from tensorflow_ranger.training.step_statistics import StepStatistics
-from tensorflow_ranger.training.task_losses import resolved_tasks
+from tensorflow_ranger.training.task_losses import require_whole_windows, resolved_tasks
 
 _logger = logging.getLogger("tensorflow_ranger")
 
@@ -88,6 +88,7 @@ class MicroBatcher:
     def make_train_function(self, force=False):
         """Set the model's `train_function`, in place of `keras.Model.make_train_function`."""
         model = self._model
+        require_whole_windows(model)
         if model.train_function is not None and not force:
             return
         self._steps = {}

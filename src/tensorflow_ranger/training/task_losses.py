@@ -14,8 +14,7 @@ def resolved_tasks(model):
         model: A compiled and built Keras model.
 
     Raises:
-        ValueError: The losses are not those of the tasks, or can't be taken apart; the optimizer's
-            window is longer than a batch.
+        ValueError: The losses are not those of the tasks, or can't be taken apart.
     """
     tasks = tasks_of(model)
     if tasks is None:
@@ -25,13 +24,41 @@ def resolved_tasks(model):
             f"multitask takes apart the losses of compile: got {type(model).__name__}, which "
             "overrides compute_loss. Give compile one loss per output."
         )
-    _check_window(model.optimizer)
     tasks.resolve(_loss_names(model))
     if tasks.observed:
         if tasks.statistics is None:
             tasks.statistics = StepStatistics("task_conflicts", conflicts.size(len(tasks.names)))
         attach(model, tasks.statistics)
     return tasks
+
+
+def require_whole_windows(model):
+    """Raise an error if `model` has tasks, and windows that are longer than a batch.
+
+    Args:
+        model: A compiled Keras model. On JAX, `fit` has not taken the optimizer's state yet.
+
+    Raises:
+        ValueError: The optimizer's window is longer than a batch.
+    """
+    optimizer = None if tasks_of(model) is None else model.optimizer
+    while optimizer is not None:
+        window = _window(optimizer)
+        if window != 1:
+            raise ValueError(
+                "multitask combines gradients once per batch, and so a window must be a batch: got "
+                f"{type(optimizer).__name__} with windows of {window}. Use windows of 1, give fit "
+                "the batch_size of a whole window, and call microbatch(model, size) with the "
+                "present one."
+            )
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+
+
+def _window(optimizer):
+    if hasattr(optimizer, "accumulation_steps"):
+        steps = optimizer.get_config()["accumulation_steps"]
+        return "a schedule" if isinstance(steps, dict) else steps
+    return getattr(optimizer, "gradient_accumulation_steps", None) or 1
 
 
 def _loss_names(model):
@@ -41,18 +68,3 @@ def _loss_names(model):
         record.name or "_".join(map(str, record.path)) or "loss"
         for record in model._compile_loss._flat_losses
     ]
-
-
-def _check_window(optimizer):
-    while optimizer is not None:
-        steps = getattr(optimizer, "gradient_accumulation_steps", None) or 1
-        if hasattr(optimizer, "accumulation_steps"):
-            steps = optimizer.accumulation_steps
-        if steps != 1:
-            raise ValueError(
-                "multitask combines gradients once per batch, and so a window must be a batch: got "
-                f"{type(optimizer).__name__} with windows of {steps}. Set that to 1, give fit a "
-                f"batch_size {steps} times as large, and call microbatch(model, size) with the "
-                "present one."
-            )
-        optimizer = getattr(optimizer, "inner_optimizer", None)

@@ -401,6 +401,20 @@ def test_refused_at_once(model, combine, tasks, error, words):
             "RangerOptimizer with windows of 4",
         ),
         (
+            lambda: network(ranger.RangerOptimizer(inner=sgd(), accumulation_steps="auto")),
+            None,
+            "RangerOptimizer with windows of auto",
+        ),
+        (
+            lambda: network(
+                ranger.RangerOptimizer(
+                    inner=sgd(), accumulation_steps=ranger.AccumulationSchedule({0: 1, 9: 4})
+                )
+            ),
+            None,
+            "RangerOptimizer with windows of a schedule",
+        ),
+        (
             lambda: network(keras.optimizers.SGD(gradient_accumulation_steps=4)),
             None,
             "SGD with windows of 4",

@@ -201,12 +201,10 @@ class JaxStep:
 
     def temporaries(self, state, data, size):
         """Return the bytes XLA needs beside arguments and results, before anything runs."""
-        self._prepare(state, data, size)
         return self._analysis(state, data, size)[0]
 
     def memory(self, state, data, size):
         """Return the bytes a batch needs in all: weights, optimizer, samples and temporaries."""
-        self._prepare(state, data, size)
         return self._held(state, data) + sum(self._analysis(state, data, size))
 
     def _held(self, state, data):
@@ -225,6 +223,7 @@ class JaxStep:
         """Return the bytes of temporaries, and those of totals that live beside the state."""
         if not self._compiled:
             return 0, 0
+        self._prepare(state, data, size)
         if self._loop == "device":
             return _temporaries(self._lowered(state, data, size)), 0
         trainable, non_trainable, optimizer, metrics = state
