@@ -145,7 +145,7 @@ for each in (whole, parts):
 
 start = new_model().get_weights()
 for variable, before, expected, actual in zip(
-    whole.variables, start, whole.get_weights(), parts.get_weights(), strict=False
+    whole.weights, start, whole.get_weights(), parts.get_weights(), strict=True
 ):
     moved = np.max(np.abs(expected - before))
     apart = np.max(np.abs(expected - actual))

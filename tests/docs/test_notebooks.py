@@ -14,6 +14,7 @@ NOTEBOOKS = sorted(ROOT.glob("notebooks/*.py"))
 SHORT = {
     "founding_example": "IMAGES = 320",
     "batch_64_times_too_big": "FITS, BATCH, EPOCHS = 4, 32, 2",
+    "speech_with_ctc": "RECORDINGS, BATCH, SIZE, EPOCHS = 64, 32, 12, 2",
 }
 
 # Jupyter's own warnings, of where its files will be and of event loops.

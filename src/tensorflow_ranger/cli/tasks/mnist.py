@@ -83,7 +83,7 @@ TASK = Task(
         "learning_rate": 0.002,
         "batch_size": 256,
         "microbatch": 64,
-        "epochs": 3,
+        "epochs": 6,
     },
     predict=images.predict,
     predicts="image files",

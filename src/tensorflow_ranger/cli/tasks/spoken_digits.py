@@ -58,10 +58,10 @@ TASK = Task(
     figures=(Figure("whole words right", "all_right", "{:.1%}", bar=0.95),),
     defaults={
         "optimizer": "adam",
-        "learning_rate": 0.005,
+        "learning_rate": 0.003,
         "batch_size": 64,
         "microbatch": 32,
-        "epochs": 10,
+        "epochs": 16,
     },
     objects="tensorflow_ranger.cli.tasks.models.ctc",
 )

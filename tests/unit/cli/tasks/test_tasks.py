@@ -1,7 +1,9 @@
 """What holds for every task."""
 
+import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,7 +11,10 @@ import pytest
 
 from tensorflow_ranger.cli import tasks
 from tensorflow_ranger.cli.settings import Settings
-from tests.unit.cli import slices
+from tests.docs.blocks import blocks_of
+from tests.unit.cli import runs, slices
+
+ROOT = Path(__file__).resolve().parents[4]
 
 NAMES = tasks.names()
 SIZES = {  # training and held-out samples
@@ -33,6 +38,17 @@ def test_names():
         "spoken-digits",
         "spoken-strings",
     ]
+
+
+def test_a_file_makes_a_task(tmp_path, monkeypatch):
+    (block,) = blocks_of(ROOT / "docs/tasks.md")
+    (tmp_path / "tiny_digits.py").write_text(block.code, encoding="utf-8")
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    assert tasks.names() == sorted([*NAMES, "tiny-digits"], key=lambda n: (n != "digits", n))
+    directory = tmp_path / "run"
+    assert runs.run("train", "tiny-digits", "--output", str(directory), "--epochs", "6") == 0
+    *_, last = csv.DictReader((directory / "history.csv").read_text("utf-8").splitlines())
+    assert float(last["val_accuracy"]) > 0.8
 
 
 @pytest.mark.parametrize("name", NAMES)
