@@ -43,6 +43,11 @@ class Tasks:
         self.groups = ()
         self._members = members
 
+    @property
+    def is_plain(self):
+        """Whether one gradient, of the sum of the losses, does for all tasks."""
+        return self.combine == "sum" and not self.observed
+
     def resolve(self, names):
         """Find the tasks among the compiled losses.
 

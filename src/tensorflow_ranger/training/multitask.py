@@ -29,7 +29,8 @@ def multitask(model, combine, *, tasks=None):
 
     Works with `microbatch`, called before or after: each task's gradient is summed over the
     micro-batches, then the sums are combined once. One gradient per task is held in memory, and
-    one backward pass per task is run. A saved model is a plain Keras model: call this function
+    one backward pass per task is run; ``"sum"`` holds one and runs one, unless a `TaskConflicts`
+    looks at the tasks. A saved model is a plain Keras model: call this function
     again after loading it.
 
     Args:

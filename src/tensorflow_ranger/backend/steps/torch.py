@@ -8,7 +8,7 @@ import torch._functorch.config
 
 from tensorflow_ranger.backend.replicas.torch import own_draws
 from tensorflow_ranger.backend.steps.samples import count, cut, split
-from tensorflow_ranger.backend.torch import squared_norm
+from tensorflow_ranger.backend.torch import norm
 
 KNOWS_MEMORY = False  # before a step has run
 
@@ -51,7 +51,7 @@ def add_gradients(share, passes, totals, factor):
     Args:
         share: Function that returns ``(loss, aux)``; with several losses, loss is a list of them.
         passes: Object with `weights`, `losses` and `noise`, and what the hooks look at: `loss`,
-            the place of the loss that runs backward, and `squares`.
+            the place of the loss that runs backward, and `norms`.
         totals: The accumulator's totals, changed in place.
         factor: Known to the hooks.
 
@@ -60,11 +60,13 @@ def add_gradients(share, passes, totals, factor):
         `passes` measures noise.
     """
     loss, aux = share(None)
-    passes.squares = []
+    passes.norms = []
     for passes.loss, each in enumerate(keras.tree.flatten(loss)):
         if passes.weights and (passes.losses == 1 or each.requires_grad):
             each.backward(retain_graph=passes.loss + 1 < passes.losses)
-    square = None if passes.noise is None else sum(passes.squares)
+    square = None
+    if passes.noise is not None:
+        square = torch.stack(passes.norms).square().sum() if passes.norms else 0.0
     return totals, keras.tree.map_structure(_detached, aux), square
 
 
@@ -201,7 +203,7 @@ class _Batch:
             if self._ends[place] >= self._end:
                 return
             if passes.noise is not None:
-                passes.squares.append(squared_norm([gradient]))
+                passes.norms.append(norm(gradient))
             total, factor = self.totals[place], self._whole.factor
             if total is None:
                 self.totals[place] = accumulator.first(place, gradient, factor)
