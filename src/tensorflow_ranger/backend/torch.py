@@ -44,12 +44,6 @@ def all_finite(tensors):
 
 
 @torch.no_grad()
-def norm(tensor):
-    """Return the Euclidean norm of a gradient, a float32 scalar."""
-    values = tensor.coalesce().values() if tensor.is_sparse else tensor
-    return torch.linalg.vector_norm(values.float())
-
-
 def squared_norm(tensors):
     """Return the squared Euclidean norm of all `tensors` together, a float32 scalar."""
     values = [t.coalesce().values() if t.is_sparse else t for t in tensors]

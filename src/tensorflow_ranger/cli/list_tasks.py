@@ -16,7 +16,8 @@ def tasks():
         print(f"{name:<{max(map(len, names))}}  {task.summary}")
         for line in (
             f"{settings.optimizer_in_words}, learning rate {settings.learning_rate}, "
-            f"{settings.batch_in_words} per update, {settings.epochs} epochs",
+            f"{settings.batch_in_words} per update, {settings.epochs} epoch"
+            f"{'s' if settings.epochs > 1 else ''}",
             f"held out: {bars}",
             f"predict: {task.predicts or 'no'}",
         ):

@@ -191,7 +191,10 @@ class Recorded:
 
     @property
     def seconds(self):
-        """Seconds per sample in the median epoch but the first, which compiles, or None."""
+        """Seconds per sample in the median epoch but the first, which compiles, or None.
+
+        A run of one epoch has only the first.
+        """
         if not self._seconds:
             return None
         return statistics.median(self._seconds[1:] or self._seconds)

@@ -163,7 +163,9 @@ def _micro_batch(run):
 def _time(run):
     if run.seconds is None:
         return NOT_RECORDED
-    return f"{_duration(run.seconds)} (median epoch after the first)"
+    several = len(run.per_epoch("seconds")[0]) > 1
+    measured = "median epoch after the first" if several else "one epoch, with what was compiled"
+    return f"{_duration(run.seconds)} ({measured})"
 
 
 def _duration(seconds):

@@ -119,6 +119,13 @@ def test_a_run_gets_its_page_where_it_lies(stopped, capsys):
     assert main(["report", str(stopped)]) == 0  # the page may be written anew
 
 
+def test_a_run_of_one_epoch_says_what_its_time_holds(tmp_path):
+    assert runs.train(tmp_path / "run", "--epochs", "1") == 0
+    assert main(["report", str(tmp_path / "run")]) == 0
+    shown = facts(tmp_path / "run/report.html")["time per sample"]
+    assert shown.endswith(" (one epoch, with what was compiled)")
+
+
 def test_several_runs_stand_side_by_side(finished, noisy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["report", str(finished), str(noisy), str(noisy)]) == 0

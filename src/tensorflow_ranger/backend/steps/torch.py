@@ -8,7 +8,6 @@ import torch._functorch.config
 
 from tensorflow_ranger.backend.replicas.torch import own_draws
 from tensorflow_ranger.backend.steps.samples import count, cut, split
-from tensorflow_ranger.backend.torch import norm
 
 KNOWS_MEMORY = False  # before a step has run
 
@@ -80,6 +79,11 @@ def filled(totals, empty, like):
     """
     present = like.new_tensor([float(total is not None) for total in totals])
     return [empty(i) if total is None else total for i, total in enumerate(totals)], [present]
+
+
+def _norm(gradient):
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return torch.linalg.vector_norm(values.float())
 
 
 def _detached(tensor):
@@ -203,7 +207,7 @@ class _Batch:
             if self._ends[place] >= self._end:
                 return
             if passes.noise is not None:
-                passes.norms.append(norm(gradient))
+                passes.norms.append(_norm(gradient))
             total, factor = self.totals[place], self._whole.factor
             if total is None:
                 self.totals[place] = accumulator.first(place, gradient, factor)
