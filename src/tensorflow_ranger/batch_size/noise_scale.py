@@ -155,6 +155,10 @@ class NoiseEstimate:
         }
         return dataclasses.replace(self, **values)
 
+    def in_windows_of(self, batches):
+        """Return the estimate for an effective batch of so many of those that it was made of."""
+        return dataclasses.replace(self, effective_batch=self.effective_batch * batches)
+
     def updates_with(self, batch):
         """Return how many times the updates a batch of `batch` samples takes, to the same loss."""
         return _cost(self.scale, batch) / _cost(self.scale, self.effective_batch)

@@ -31,7 +31,8 @@ def import_keras(backend=None):
 
     Raises:
         UsageError: ``KERAS_BACKEND`` names no backend of this library.
-        CommandError: The backend is not installed or cannot be imported.
+        CommandError: The backend is not installed or cannot be imported, or Keras was imported on
+            another before.
     """
     if backend is not None:
         os.environ["KERAS_BACKEND"] = backend
@@ -61,6 +62,11 @@ def import_keras(backend=None):
         ) from error
     except ImportError as error:
         raise CommandError(str(error)) from error
+    if backend not in (None, keras.config.backend()):
+        raise CommandError(
+            f"the backend should be {backend}, but something imported Keras on "
+            f"{keras.config.backend()} before. In the file of a task, import it inside functions"
+        )
     return keras.config.backend()
 
 

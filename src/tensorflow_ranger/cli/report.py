@@ -53,13 +53,13 @@ def report(
 
 
 def _write(path, text):
-    temporary = path.with_name(f".{path.name}")
     with writing(path):
         if path.is_file() and not _is_page(path):
             raise UsageError(
                 f"--output must be a new file or a page to replace: got {path}, which is neither. "
                 "Choose another"
             )
+        temporary = path.parent / f".{path.name}"
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_text(text, encoding="utf-8")

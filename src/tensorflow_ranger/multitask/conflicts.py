@@ -11,7 +11,7 @@ def size(count):
     return 3 * count * (count - 1) // 2
 
 
-def observe(totals, gram):
+def observe(totals, gram, squares):
     """Add a batch to the sums of cosines, the conflicts and the batches of each pair of tasks.
 
     Two gradients conflict if their inner product is negative. A batch in which one of the two
@@ -19,13 +19,15 @@ def observe(totals, gram):
 
     Args:
         totals: Variable of shape ``(size(T),)``.
-        gram: Tensor ``(T, T)``.
+        gram: Tensor ``(T, T)``: the inner products of the tasks' gradients.
+        squares: Tensor ``(T, T)``: at [i, j] the squared norm of task i's gradient over the weights
+            that it shares with task j.
     """
     dtype = totals.dtype
     cosines, conflicts, batches = [], [], []
     for i, j in itertools.combinations(range(gram.shape[0]), 2):
         # The roots before the product: squares of small gradients leave float32.
-        lengths = ops.sqrt(gram[i, i]) * ops.sqrt(gram[j, j])
+        lengths = ops.sqrt(squares[i, j]) * ops.sqrt(squares[j, i])
         cosine = gram[i, j] / ops.where(lengths > 0, lengths, ops.ones_like(lengths))
         counts = (lengths > 0) & ops.isfinite(cosine)
         cosines.append(ops.cast(ops.where(counts, cosine, ops.zeros_like(cosine)), dtype))

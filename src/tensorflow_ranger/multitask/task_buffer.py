@@ -3,6 +3,7 @@
 import itertools
 
 from keras import ops
+from keras.config import floatx
 
 from tensorflow_ranger.accumulation.fused import BatchBuffer
 from tensorflow_ranger.multitask import conflicts
@@ -55,7 +56,7 @@ class TaskBuffer(BatchBuffer):
         squares, products = _inner_products(combined)
         gram, shared = _gram(squares, products, count)
         if self._tasks.statistics is not None:
-            conflicts.observe(self._tasks.statistics.values, gram)
+            conflicts.observe(self._tasks.statistics.values, gram, _pair_squares(squares, gram))
         weights = ops.unstack(self._tasks.weights(gram), count)
         sums = iter(
             _weighted(column, weights, is_shared)
@@ -87,8 +88,8 @@ def _inner_products(columns):
 
 def _gram(squares, products, count):
     """Return the Gram matrix over the shared variables, and which variables are shared."""
-    like = next(iter(squares[0].values()))
-    zero = ops.zeros((), like.dtype)
+    found = (square for own in squares for square in own.values())
+    zero = ops.zeros_like(next(found, ops.zeros((), floatx())))
     shared = []
     entries = dict.fromkeys(itertools.combinations_with_replacement(range(count), 2), zero)
     for own, between in zip(squares, products, strict=True):
@@ -99,9 +100,20 @@ def _gram(squares, products, count):
             continue
         for pair, product in [*own.items(), *between.items()]:
             product = ops.where(is_shared, product, zero)
-            entries[pair] = entries[pair] + ops.cast(product, like.dtype)
+            entries[pair] = entries[pair] + ops.cast(product, zero.dtype)
     rows = [ops.stack([entries[min(i, j), max(i, j)] for j in range(count)]) for i in range(count)]
     return ops.stack(rows), shared
+
+
+def _pair_squares(squares, gram):
+    """Return at [i, j] the squared norm of task i's gradient over what task j reaches, too."""
+    count, zero = gram.shape[0], ops.zeros_like(gram[0, 0])
+    rows = [[zero] * count for _ in range(count)]
+    for own in squares:
+        for (i, _), (j, _) in itertools.permutations(own, 2):
+            square = ops.where(own[j, j] > 0, own[i, i], ops.zeros_like(own[i, i]))
+            rows[i][j] = rows[i][j] + ops.cast(square, zero.dtype)
+    return ops.stack([ops.stack(row) for row in rows])
 
 
 def _weighted(column, weights, is_shared):

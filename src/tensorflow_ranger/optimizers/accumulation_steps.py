@@ -162,7 +162,7 @@ class AccumulationSteps:
         Raises:
             ValueError: The length follows something else.
         """
-        if self._policy is not None and self._policy != schedule:
+        if self._policy is not None and getattr(self._policy, "steps", None) != schedule.steps:
             raise ValueError(
                 f"accumulation_steps follows {_named(self._policy)}: got a callback "
                 "AccumulationSchedule beside it. Use one of them."

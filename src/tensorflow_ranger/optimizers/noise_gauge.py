@@ -11,11 +11,11 @@ class NoiseGauge:
 
     Args:
         add_state: Function ``(name, shape, dtype) -> keras.Variable``: zeros.
-        memory: Integer >= 1; windows that the averages reach back.
+        memory: Integer >= 1; windows that the averages reach back. May be assigned.
     """
 
     def __init__(self, add_state, memory=noise_scale.MEMORY):
-        self._memory = memory
+        self.memory = memory
         self.squares = add_state("window_squares", (), "float32")
         self.measured = add_state("window_measured", (), "float32")
         self.averages = add_state("noise_averages", (noise_scale.SIZE,), "float32")
@@ -76,9 +76,13 @@ class NoiseGauge:
                 square / whole**2 if is_sum else square,
                 self.measured.value / share,
                 mass / share,
-                self._memory,
+                self.memory,
             )
         )
+        self.reset()
+
+    def reset(self):
+        """Begin a window."""
         for variable in self.shares:
             variable.assign(ops.zeros((), "float32"))
 

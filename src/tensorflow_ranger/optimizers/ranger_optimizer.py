@@ -1,5 +1,6 @@
 """RangerOptimizer: any Keras optimizer, updated once per window of micro-batches."""
 
+import functools
 import warnings
 from typing import SupportsIndex
 
@@ -17,7 +18,7 @@ from tensorflow_ranger.optimizers.accumulation_steps import AccumulationSchedule
 from tensorflow_ranger.optimizers.gradient_shaping import GradientShaping
 from tensorflow_ranger.optimizers.noise_gauge import NoiseGauge
 from tensorflow_ranger.optimizers.replicated import ReplicatedOptimizer
-from tensorflow_ranger.optimizers.slots import add_slot, array_of, whole_number
+from tensorflow_ranger.optimizers.slots import add_accumulator, array_of, whole_number
 from tensorflow_ranger.optimizers.slow_weights import SlowWeights
 
 
@@ -149,19 +150,20 @@ class RangerOptimizer(ReplicatedOptimizer):
         return whole_number(self._window.skipped_micro_batches) if self.built else 0
 
     def measure_noise(self, memory=MEMORY):
-        """Begin to measure the noise scale; return whether that is new.
+        """Begin to measure the noise scale; return whether that is new, or `memory` is.
 
-        It takes a pass over each gradient more. A step compiled before does not measure.
+        It takes a pass over each gradient more. A step compiled before goes on as it did.
 
         Args:
             memory: Integer >= 1; windows that the averages reach back.
         """
-        if self._gauge is not None:
-            return False
-        self._gauge = NoiseGauge(self._add_state, memory)
-        if self.pending_micro_batches:
-            self._gauge.miss_window()
-        return True
+        before = None if self._gauge is None else self._gauge.memory
+        if self._gauge is None:
+            self._gauge = NoiseGauge(self._add_state)
+            if self.pending_micro_batches:
+                self._gauge.miss_window()
+        self._gauge.memory = memory
+        return memory != before
 
     def follow(self, schedule):
         """Take the length of windows from an `AccumulationSchedule`; return whether that is new.
@@ -178,9 +180,8 @@ class RangerOptimizer(ReplicatedOptimizer):
         if self.built:
             return
         require_replicas(variables)
-        self._window = Window(
-            list(variables), self._add_accumulator, self._add_state, self.accumulator_dtype
-        )
+        add = functools.partial(add_accumulator, self)
+        self._window = Window(list(variables), add, self._add_state, self.accumulator_dtype)
         if self.lookahead is not None:
             self._slow = SlowWeights(self.lookahead, list(variables), self)
         super().build(variables)
@@ -282,11 +283,9 @@ class RangerOptimizer(ReplicatedOptimizer):
             config.pop("inner"), custom_objects=custom_objects
         )
         inner.loss_scale_factor = config.pop("loss_scale_factor")
-        steps = config["accumulation_steps"]
-        if isinstance(steps, dict):
-            config["accumulation_steps"] = keras.saving.deserialize_keras_object(
-                steps, custom_objects=custom_objects
-            )
+        config["accumulation_steps"] = keras.saving.deserialize_keras_object(
+            config["accumulation_steps"], custom_objects=custom_objects
+        )
         return cls(inner=inner, **config)
 
     def save_own_variables(self, store):
@@ -314,11 +313,14 @@ class RangerOptimizer(ReplicatedOptimizer):
         if names == inner_names:
             if self.built:
                 self._window.reset()
+            if self._gauge is not None:
+                self._gauge.reset()
             if self._slow is not None:
                 self._slow.reset(self._trainable_variables)
             return
         if "noise_averages" in names:
-            self.measure_noise()
+            if self._gauge is None:
+                self.measure_noise()
         elif self._gauge is not None:
             self._gauge.miss_window()
         window_state.load(store, self._window_state(names), self.name)
@@ -344,14 +346,6 @@ class RangerOptimizer(ReplicatedOptimizer):
         if self._slow is not None:
             state.update({f"slow_{i}": slow for i, slow in enumerate(self._slow.variables)})
         return state
-
-    def _add_accumulator(self, variable, dtype):
-        if not backend.supports_dtype(dtype):
-            raise ValueError(
-                f"accumulator_dtype={dtype!r} is switched off on JAX. Switch it on first: "
-                'jax.config.update("jax_enable_x64", True).'
-            )
-        return add_slot(self, variable, "window_sum", dtype)
 
     def _add_state(self, name, shape, dtype):
         return self.add_variable(shape=shape, dtype=dtype, aggregation="none", name=name)

@@ -28,6 +28,25 @@ def add_slot(optimizer, variable, name, dtype=None, initializer: Any = "zeros"):
     )
 
 
+def add_accumulator(optimizer, variable, dtype=None):
+    """Return a new variable of `optimizer` for the sum of a window's gradients of `variable`.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`.
+        variable: The model's variable.
+        dtype: Name of a dtype, or None for `accumulator_dtype`'s choice.
+
+    Raises:
+        ValueError: The backend has switched the dtype off.
+    """
+    if not backend.supports_dtype(dtype):
+        raise ValueError(
+            f"accumulator_dtype={dtype!r} is switched off on JAX. Switch it on first: "
+            'jax.config.update("jax_enable_x64", True).'
+        )
+    return add_slot(optimizer, variable, "window_sum", dtype)
+
+
 def array_of(variable):
     """Return the value of an optimizer's variable as a NumPy array.
 

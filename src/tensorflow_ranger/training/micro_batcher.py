@@ -72,6 +72,8 @@ class MicroBatcher:
     def measure_noise(self, memory):
         """Let steps made from now on write the noise scale's averages to `noise`.
 
+        Returns whether steps made before do something else.
+
         Args:
             memory: Integer >= 1; windows that the averages reach back.
 
@@ -83,7 +85,11 @@ class MicroBatcher:
                 "NoiseScale measures the noise of one gradient: got a model with one per task. "
                 "Measure the tasks one at a time, without multitask."
             )
-        self.noise = StepStatistics("noise_scale_averages", noise_scale.SIZE, memory)
+        if self.noise is None:
+            self.noise = StepStatistics("noise_scale_averages", noise_scale.SIZE)
+        is_new = self.noise.memory != memory
+        self.noise.memory = memory
+        return is_new
 
     def make_train_function(self, force=False):
         """Set the model's `train_function`, in place of `keras.Model.make_train_function`."""

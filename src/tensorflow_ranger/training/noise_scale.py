@@ -75,9 +75,12 @@ class NoiseScale(keras.callbacks.Callback):
     def advice(self):
         """What the estimate means for the batch, in a sentence or two."""
         if self.estimate is None:
+            remedy = "microbatch a smaller size"
+            if self._statistics is None:
+                remedy = "RangerOptimizer more accumulation_steps"
             return (
                 "The noise scale is not known: it takes windows of two micro-batches or more. "
-                "Give microbatch a smaller size, or RangerOptimizer more accumulation_steps."
+                f"Give {remedy}."
             )
         words = _in_words(self.estimate, self._unit)
         if self._epoch_updates is not None and self._epoch_updates <= 1:
@@ -92,8 +95,7 @@ class NoiseScale(keras.callbacks.Callback):
         super().set_model(model)
         batcher = MicroBatcher.of(model)
         if batcher is not None:
-            if batcher.noise is None:
-                batcher.measure_noise(self._memory)
+            if batcher.measure_noise(self._memory):
                 model.train_function = None  # a compiled one does not measure
             self._statistics = batcher.noise
             attach(model, self._statistics)
@@ -131,6 +133,8 @@ class NoiseScale(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         """Print the advice."""
+        if self.estimate is None:
+            self._read()  # `fit` has closed a window that no epoch filled
         if self._verbose:
             print(self.advice)
 
@@ -142,11 +146,13 @@ class NoiseScale(keras.callbacks.Callback):
         return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
 
     def _read(self):
-        model = self.model
+        optimizer = _measuring(self.model.optimizer)
         if self._statistics is not None:
-            self.estimate = NoiseEstimate.of(self._statistics.read())
+            estimate = NoiseEstimate.of(self._statistics.read())
+            if estimate is not None and optimizer is not None:
+                estimate = estimate.in_windows_of(optimizer.accumulation_steps)
+            self.estimate = estimate
             return
-        optimizer = _measuring(model.optimizer)
         estimate = None if optimizer is None else optimizer.noise_scale
         if estimate is not None and self._batch_size:
             estimate = estimate.times(self._batch_size)

@@ -10,11 +10,13 @@ class StepStatistics(keras.metrics.Metric):
     Args:
         name: Its name.
         size: Its length.
-        memory: Batches that averages in it reach back, if it holds any.
+
+    Attributes:
+        memory: Batches that averages in it reach back, or None.
     """
 
-    def __init__(self, name, size, memory=1):
-        self.memory = memory
+    def __init__(self, name, size):
+        self.memory = None
         super().__init__(name=name, dtype="float32")
         # Replicas write the same.
         self.values = self.add_variable((size,), "zeros", name="values", aggregation="mean")

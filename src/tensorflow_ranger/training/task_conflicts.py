@@ -14,12 +14,13 @@ class TaskConflicts(keras.callbacks.Callback):
 
     At the end of each epoch the logs, and with them `History`, get for each pair of tasks
 
-    - ``"cosine_A_B"``: the mean cosine between their gradients over the epoch's batches, as far as
-      they share weights;
+    - ``"cosine_A_B"``: the mean cosine between their gradients over the epoch's batches, on the
+      weights that both reach;
     - ``"conflict_A_B"``: the share of batches in which it was negative.
 
-    Both are NaN if one of the two had no gradient. Callbacks that come later in the list see them,
-    too: put `keras.callbacks.TensorBoard` there.
+    Both are NaN if the two share no weight, or one had no gradient. Callbacks that come later in
+    the list see them, too: put `keras.callbacks.TensorBoard` there. The model keeps a gradient per
+    task from then on, until `multitask` is called again.
 
     Raises:
         ValueError: In `fit`: the model is not one of `multitask`.

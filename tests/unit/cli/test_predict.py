@@ -105,7 +105,21 @@ def test_a_file_that_is_missing_is_named(finished, tmp_path, capsys):
     runs.assert_one_error(capsys, "FILE must be an image", "none.png")
 
 
-@pytest.mark.parametrize("argument", ["none.txt", "", "  "])
+def test_a_photograph_held_upright_is_read_upright(digit, tmp_path):
+    turned = Image.fromarray(np.uint8(255 * digit[..., 0])).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it by 90 degrees, clockwise, to see it
+    turned.save(tmp_path / "photograph.png", exif=exif)
+    image = images.read(tmp_path / "photograph.png")
+    assert np.corrcoef(image.ravel(), digit.ravel())[0, 1] > 0.9
+
+
+def test_a_long_text_is_no_name_of_a_file():
+    text = "A review as long as people write them. " * 200
+    assert arguments.text_of(text) == text
+
+
+@pytest.mark.parametrize("argument", ["none.txt", "a review.txt", "", "  "])
 def test_neither_a_text_file_nor_a_text_is_named(argument):
     with pytest.raises(UsageError, match="must be a text file, or a text of several words"):
         arguments.text_of(argument)

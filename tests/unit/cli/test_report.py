@@ -329,12 +329,15 @@ def test_a_record_that_is_none_is_named(change, stopped, capsys):
     runs.assert_one_error(capsys, str(stopped / "checkpoint.keras"), "holds no record of a run")
 
 
-def test_an_output_that_cannot_be_written_is_named(finished, tmp_path, capsys):
+def test_an_output_that_cannot_be_written_is_named(finished, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     for output in ("file/page.html", "folder"):
         assert main(["report", str(finished), "--output", str(tmp_path / output)]) == 1
         runs.assert_one_error(capsys, f"{tmp_path / output} cannot be written", "--output")
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(finished), "--output", "."]) == 1
+    runs.assert_one_error(capsys, ". cannot be written", "--output")
     assert main(["report", str(finished), "--output", str(tmp_path / "file")]) == 2
     runs.assert_one_error(capsys, "--output must be a new file or a page to replace", "file")
     assert runs.contents(tmp_path) == {tmp_path / "file": b"mine"}

@@ -116,6 +116,31 @@ def test_a_window_that_is_saved_goes_on_as_if_it_had_not_been(steps):
         np.testing.assert_array_equal(weight, expected)
 
 
+def test_a_fit_may_be_repeated_with_a_schedule_like_the_last():
+    x, y = data(40)
+    model = network(optimizer(4))
+    for _ in range(2):
+        fit(model, x, y, 4, callbacks=[AccumulationSchedule(SCHEDULE)])
+    with pytest.raises(ValueError, match="follows an AccumulationSchedule"):
+        fit(model, x, y, 4, callbacks=[AccumulationSchedule({0: 7})])
+
+
+def test_a_plain_checkpoint_begins_a_window_without_noise():
+    store = {}
+    plain = Driver(keras.optimizers.SGD(0.1, momentum=0.9), WEIGHTS)
+    plain.optimizer.save_own_variables(store)
+    loaded, fresh = (Driver(optimizer("auto"), WEIGHTS) for _ in range(2))
+    gradients = random_gradients(8)
+    for each in gradients[:3]:
+        loaded.apply(each)
+    loaded.optimizer.load_own_variables(store)
+    assert loaded.optimizer.pending_micro_batches == 0
+    for each in gradients[3:7]:
+        loaded.apply(each)
+        fresh.apply(each)
+    assert loaded.optimizer.noise_scale == fresh.optimizer.noise_scale
+
+
 def test_a_saved_model_keeps_its_schedule(tmp_path):
     x, y = data(40)
     model = network(optimizer(AccumulationSchedule(SCHEDULE)))

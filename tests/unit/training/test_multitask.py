@@ -241,6 +241,36 @@ def test_sum_is_plain_fit(make, exact):
     assert {"loss", "a_loss", "b_mae", "val_c_loss"} <= set(plain.history)
 
 
+class Detached(keras.Model):
+    """Two outputs, and a first layer that no loss reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = keras.layers.Dense(4)
+        self.shared = keras.layers.Dense(4)
+        self.heads = {name: keras.layers.Dense(1) for name in "ab"}
+
+    def call(self, inputs):
+        features = self.shared(keras.ops.stop_gradient(self.first(inputs)))
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_a_first_layer_that_no_loss_reaches():
+    x, y, _ = samples()
+    trained = []
+    for combine in (None, "sum"):
+        keras.utils.set_random_seed(1)
+        model = Detached()
+        model.compile(sgd(), {"a": "mse", "b": "mse"}, jit_compile=BACKEND == "jax")
+        ranger.multitask(model, combine)
+        callbacks = [ranger.callbacks.TaskConflicts()] if combine else []
+        fit(model, x, {"a": y["a"], "b": y["b"]}, BATCH, callbacks=callbacks)
+        trained.append(model)
+    assert_same_weights(*trained)
+    assert int(trained[1].optimizer.iterations) == -(-len(x) // BATCH)
+
+
 def masked(optimizer):
     """Return a model of two outputs for each unmasked element, with an added loss."""
     keras.utils.set_random_seed(1)

@@ -183,6 +183,36 @@ def test_one_micro_batch_shows_no_noise(capsys):
     assert "Give microbatch a smaller size" in capsys.readouterr().out
 
 
+def test_windows_of_several_batches_are_counted_whole():
+    optimizer = ranger.RangerOptimizer(inner=sgd(), accumulation_steps=3)
+    model = ranger.microbatch(centre_model(optimizer), 8)
+    callback = ranger.callbacks.NoiseScale(verbose=False)
+    train(model, {"batch_size": BATCH}, callback, epochs=1)
+    estimate: Any = callback.estimate
+    assert estimate.effective_batch == pytest.approx(3 * BATCH)
+    assert callback.advice.startswith("Your effective batch of 96 samples")
+
+
+def test_a_window_that_no_epoch_fills_is_seen_when_fit_ends():
+    optimizer = ranger.RangerOptimizer(inner=sgd(), accumulation_steps=100)
+    callback = ranger.callbacks.NoiseScale(8, verbose=False)
+    train(centre_model(optimizer), {"batch_size": 8}, callback, epochs=1)
+    estimate: Any = callback.estimate
+    assert estimate.effective_batch == pytest.approx(SAMPLES)
+    assert "The data set is no larger than this batch" in callback.advice
+
+
+@pytest.mark.parametrize("make", [fused, streaming])
+def test_memory_may_change_between_fits(make):
+    model, arguments = make(8)
+    for memory in (50, 2):
+        callback = ranger.callbacks.NoiseScale(8, memory=memory, verbose=False)
+        history = train(model, arguments, callback).history
+    estimates, _ = twin(8, 6, memory=2)
+    # Two windows reach back: what the first fit averaged is forgotten by half with each.
+    np.testing.assert_allclose(history["noise_scale"][-1], estimates[-1][0], rtol=0.05)
+
+
 def test_the_averages_go_on_in_the_next_fit():
     model, arguments = fused(8)
     callback = ranger.callbacks.NoiseScale(memory=5)

@@ -134,6 +134,47 @@ def test_a_task_without_weights_has_no_angle():
     assert np.isfinite(model.get_weights()[0]).all()
 
 
+def test_the_angle_is_that_on_the_weights_that_both_reach():
+    """The third task shares one layer with each of the others, which share none."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((4,))
+    left, right = (keras.layers.Dense(3, use_bias=False, name=n)(inputs) for n in ("l", "r"))
+    outputs = {
+        "a": keras.layers.Dense(1, use_bias=False, name="a")(left),
+        "b": keras.layers.Dense(1, use_bias=False, name="b")(right),
+        "c": keras.layers.Dense(1, use_bias=False, name="c")(
+            keras.layers.Concatenate()([left, right])
+        ),
+    }
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", dict.fromkeys(NAMES, "mse"), jit_compile=BACKEND == "jax")
+    weights = {
+        layer.name: ops.convert_to_numpy(layer.kernel).astype("float64")
+        for layer in model.layers
+        if layer.weights
+    }
+    hidden = X @ weights["l"], X @ weights["r"]
+    residuals = {
+        "a": hidden[0] @ weights["a"] - Y["a"],
+        "b": hidden[1] @ weights["b"] - Y["b"],
+        "c": np.hstack(hidden) @ weights["c"] - Y["c"],
+    }
+
+    def cosine(name, own, of_c):
+        one = (X.T @ residuals[name] @ own.T).ravel()
+        other = (X.T @ residuals["c"] @ of_c.T).ravel()
+        return one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+
+    ranger.multitask(model, "sum")
+    callbacks = [ranger.callbacks.TaskConflicts()]
+    history = fit(model, X, Y, SAMPLES, callbacks=callbacks).history
+    expected = cosine("a", weights["a"], weights["c"][:3])
+    np.testing.assert_allclose(history["cosine_a_c"], expected, rtol=1e-4)
+    expected = cosine("b", weights["b"], weights["c"][3:])
+    np.testing.assert_allclose(history["cosine_b_c"], expected, rtol=1e-4)
+    assert np.isnan([history["cosine_a_b"], history["conflict_a_b"]]).all()
+
+
 def test_later_callbacks_see_them():
     seen = {}
     later = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.update(logs))

@@ -1,8 +1,11 @@
 """What ``tensorflow-ranger predict`` is given for tasks on texts."""
 
+import os
 from pathlib import Path
 
 from tensorflow_ranger.cli.errors import UsageError
+
+SUFFIXES = (".txt", ".text", ".md")  # a name that ends so was meant to be a file's
 
 
 def text_of(argument):
@@ -11,12 +14,13 @@ def text_of(argument):
     Raises:
         UsageError: It is neither, or holds no text.
     """
-    path = Path(argument)
+    # Unlike pathlib's, this takes a long text for no file.
+    is_file = os.path.isfile(argument)  # noqa: PTH113
     try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else None
+        text = Path(argument).read_text(encoding="utf-8") if is_file else None
     except (OSError, ValueError) as error:
         raise UsageError(f"FILE must be text in UTF-8: got {argument} ({error})") from error
-    if text is None and " " in argument.strip():
+    if text is None and " " in argument.strip() and not argument.endswith(SUFFIXES):
         text = argument
     if text is None or not text.strip():
         raise UsageError(

@@ -35,7 +35,7 @@ def read(path):
         CommandError: pillow is not installed.
     """
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ModuleNotFoundError as error:
         raise CommandError(
             "images are read by pillow, which is not installed. "
@@ -43,7 +43,7 @@ def read(path):
         ) from error
     try:
         with Image.open(path) as image:
-            colours = image.convert("RGBA")
+            colours = ImageOps.exif_transpose(image).convert("RGBA")
     except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(
             f"FILE must be an image of a digit, such as PNG or JPEG: got {path} ({error})"
