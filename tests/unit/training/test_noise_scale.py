@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 import tensorflow_ranger as ranger
 from tests.models import assert_same_weights, data, fit, network
@@ -244,6 +246,16 @@ def test_later_callbacks_see_the_scale():
     callbacks = [ranger.callbacks.NoiseScale(), later]
     fit(model, X, np.zeros((SAMPLES, 1)), callbacks=callbacks, **arguments)
     assert seen["noise_scale"] == model.history.history["noise_scale"][0]
+
+
+def test_tensorboard_draws_the_scale(tmp_path):
+    model, arguments = fused(8)
+    board = keras.callbacks.TensorBoard(tmp_path, write_graph=False)
+    callbacks = [ranger.callbacks.NoiseScale(verbose=False), board]
+    fit(model, X, np.zeros((SAMPLES, 1)), epochs=2, callbacks=callbacks, **arguments)
+    events = EventAccumulator(str(tmp_path / "train")).Reload()
+    drawn = [make_ndarray(event.tensor_proto) for event in events.Tensors("epoch_noise_scale")]
+    np.testing.assert_allclose(drawn, model.history.history["noise_scale"], rtol=1e-6)
 
 
 def test_validation_leaves_the_averages_alone():
