@@ -2,7 +2,8 @@
 
     python scripts/held_out.py                              # all tasks, one after the other
     python scripts/held_out.py digits reviews               # some
-    python scripts/held_out.py --output DIR --backend jax   # keep the runs
+    python scripts/held_out.py --output DIR                 # keep the runs
+    KERAS_BACKEND=jax python scripts/held_out.py            # on another backend
 
 Prints one table, and its lines to stderr as they come; the exit code is 1 if a bar was missed.
 `reviews-multitask` is compared with models of one output each, which are trained for it: no task
@@ -34,13 +35,12 @@ def main(arguments=None):
     """Train the tasks; return 0 if all of them reach their bars."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="all of them if none is named")
-    parser.add_argument("--backend")
     parser.add_argument("--output", type=Path, help="directory for the runs")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         try:
             wanted = [tasks.find(name) for name in options.tasks or tasks.names()]
-            backend = import_keras(options.backend)
+            backend = import_keras()
             trained = [
                 Trained(task, options.output or Path(folder), backend)
                 for one in wanted

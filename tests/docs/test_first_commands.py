@@ -50,5 +50,5 @@ def test_first_commands_lead_to_a_report(tmp_path):
             stdout=subprocess.DEVNULL,  # progress bars
         )
     page = (tmp_path / "runs/digits/report.html").read_text(encoding="utf-8")
-    assert "<th>updates</th><td>250</td>" in page
+    assert "<th>updates</th><td>313</td>" in page
     assert (packages / "tensorflow_ranger/cli/main.py").exists()

@@ -8,7 +8,7 @@ from tensorflow_ranger.cli.errors import UsageError
 from tensorflow_ranger.cli.options import AUTO
 
 # For a few hundred updates. Other optimizers keep their own.
-LEARNING_RATES = {"sgd": 0.05, "radam": 0.003, "ranger": 0.003, "ranger21": 0.003}
+LEARNING_RATES = {"sgd": 0.03, "radam": 0.003, "ranger": 0.003, "ranger21": 0.003}
 MAY_DIFFER = ("epochs", "memory_limit")  # between a run and its resumption
 ADDED = {"lookahead": "Lookahead", "centralize": "centralized gradients"}
 HAVE_ADDED = ("ranger", "ranger21")
@@ -44,7 +44,7 @@ class Settings:
     centralize: bool = False
     accumulation_steps: int = 4
     batch_size: int = 32
-    epochs: int = 8
+    epochs: int = 10
     learning_rate: float | None = None
     backend: str | None = None
     seed: int = 0

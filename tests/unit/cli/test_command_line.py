@@ -52,7 +52,7 @@ def test_names_of_commands_and_options():
         "--microbatch": None,
         "--memory-limit": None,
         "--noise-scale": False,
-        "--epochs": 8,
+        "--epochs": 10,
         "--learning-rate": None,
         "--backend": None,
         "--seed": 0,
@@ -95,7 +95,7 @@ def test_help_names_every_option_and_its_default(capsys):
     for default in (
         "sgd",
         "32",
-        "0.05 for sgd",
+        "0.03 for sgd",
         "0.003 for ranger21",
         "KERAS_BACKEND, else tensorflow",
         "runs/digits",

@@ -21,7 +21,7 @@ CLASSES = {
     "ranger": Ranger,
     "ranger21": Ranger21,
 }
-LEARNING_RATES = {"sgd": 0.05, "adamw": 0.001, "radam": 0.003, "ranger": 0.003, "ranger21": 0.003}
+LEARNING_RATES = {"sgd": 0.03, "adamw": 0.001, "radam": 0.003, "ranger": 0.003, "ranger21": 0.003}
 OWN_LOOKAHEAD = {"ranger": Lookahead(k=6), "ranger21": Lookahead(k=5)}
 BOTH = ("--lookahead", "--centralize")
 # Three updates an epoch: two epochs are enough for Lookahead, whose k is 5 or 6.

@@ -94,7 +94,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
         ("--optimizer", "adam", "sgd"),
         ("--accumulation-steps", "2", "4"),
         ("--batch-size", "16", "32"),
-        ("--learning-rate", "0.1", "0.05"),
+        ("--learning-rate", "0.1", "0.03"),
         ("--backend", None, None),
         ("--seed", "1", "0"),
         ("--microbatch", "16", "none"),

@@ -36,7 +36,7 @@ def test_a_run_leaves_its_results(finished):
         "accumulation_steps": 4,
         "batch_size": 32,
         "epochs": 3,
-        "learning_rate": 0.05,
+        "learning_rate": 0.03,
         "backend": keras.config.backend(),
         "seed": 0,
         "microbatch": None,

@@ -41,7 +41,7 @@ def test_a_run_records_its_micro_batch(micro_batched):
         "accumulation_steps": 1,
         "batch_size": 112,
         "epochs": 2,
-        "learning_rate": 0.05,
+        "learning_rate": 0.03,
         "backend": keras.config.backend(),
         "seed": 0,
         "microbatch": 32,
