@@ -142,11 +142,19 @@ def _facts(run):
         "skipped micro-batches": _skipped(run),
     }
     for name in run.metrics:
-        _, _, values = run.held_out(name)
-        facts[f"held-out {name.replace('_', ' ')}"] = f"{values[-1]:.4g}" if values else "none yet"
+        facts[f"held-out {name.replace('_', ' ')}"] = _held_out(run, name)
     if run.note is not None:
         facts["note"] = "The last checkpoint is damaged: this is the one before it."
     return facts
+
+
+def _held_out(run, name):
+    updates, _, values = run.held_out(name)
+    if not values:
+        return "none yet"
+    # What is left of a window becomes an update after the last epoch was judged.
+    is_last = updates[-1] == run.updates[-1]
+    return f"{values[-1]:.4g}" + ("" if is_last else f", at update {updates[-1]:,}")
 
 
 def _micro_batch(run):

@@ -28,8 +28,9 @@ class Tasks:
             raise ValueError(
                 f"combine must be one of {', '.join(map(repr, COMBINATIONS))}: got {combine!r}."
             )
-        if members is not None and not all(
-            isinstance(losses, list | tuple) and losses for losses in dict(members).values()
+        if members is not None and not (
+            isinstance(members, dict)
+            and all(isinstance(losses, list | tuple) and losses for losses in members.values())
         ):
             raise ValueError(
                 "tasks must map the name of each task to a list with the names of its losses: got "

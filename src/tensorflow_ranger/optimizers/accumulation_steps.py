@@ -44,9 +44,15 @@ class AccumulationSchedule(keras.callbacks.Callback):
                 "Use {0: 1, 1000: 4}."
             )
         # JSON turns the keys into text.
-        steps = {int(key) if isinstance(key, str) else key: value for key, value in steps.items()}
+        steps = {
+            int(key) if isinstance(key, str) and key.isdecimal() else key: value
+            for key, value in steps.items()
+        }
         for updates, count in steps.items():
-            arguments.count("An update of steps", _after(updates), "Count updates from 0.")
+            if not isinstance(updates, int) or isinstance(updates, bool) or updates < 0:
+                raise ValueError(
+                    f"An update of steps must be an integer >= 0: got {updates!r}. Count from 0."
+                )
             arguments.count(f"steps[{updates}]", count, "Use 1 to update after every micro-batch.")
         if 0 not in steps:
             raise ValueError(
@@ -218,11 +224,6 @@ def checked(value):
 
 def _is_policy(value):
     return isinstance(value, AccumulationSchedule) or (isinstance(value, str) and value == AUTO)
-
-
-def _after(updates):
-    is_count = isinstance(updates, int) and not isinstance(updates, bool)
-    return updates + 1 if is_count else updates
 
 
 def _named(policy):

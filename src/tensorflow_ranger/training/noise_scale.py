@@ -75,11 +75,11 @@ class NoiseScale(keras.callbacks.Callback):
     def advice(self):
         """What the estimate means for the batch, in a sentence or two."""
         if self.estimate is None:
-            remedy = "microbatch a smaller size"
+            remedy = "microbatch a smaller size, or fit a larger batch_size"
             if self._statistics is None:
                 remedy = "RangerOptimizer more accumulation_steps"
             return (
-                "The noise scale is not known: it takes windows of two micro-batches or more. "
+                "The noise scale is not known yet: it takes windows of two micro-batches or more. "
                 f"Give {remedy}."
             )
         words = _in_words(self.estimate, self._unit)

@@ -220,8 +220,9 @@ def test_a_checkpoint_without_noise_begins_to_measure(tmp_path):
         ({1: 2}, "must begin at update 0"),
         ({0: 0}, r"steps\[0\] must be an integer >= 1"),
         ({0: 1, 5: 2.5}, r"steps\[5\] must be an integer >= 1"),
-        ({0: 1, 2.5: 2}, "update"),
-        ({0: 1, -3: 2}, "update"),
+        ({0: 1, 2.5: 2}, "An update of steps must be an integer >= 0: got 2.5"),
+        ({0: 1, -3: 2}, "An update of steps must be an integer >= 0: got -3"),
+        ({0: 1, "ten": 2}, "An update of steps must be an integer >= 0: got 'ten'"),
         ({}, "must begin at update 0"),
     ],
 )

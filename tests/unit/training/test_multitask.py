@@ -419,6 +419,7 @@ class OwnStep(keras.Model):
     [
         (lambda: network(sgd()), "mean", None, ValueError, "combine must be one of 'sum', 'pcg"),
         (lambda: network(sgd()), "sum", {"a": "a"}, ValueError, "to a list with the names of its"),
+        (lambda: network(sgd()), "sum", ["a", "b"], ValueError, "to a list with the names of its"),
         (lambda: network(sgd()), "sum", {"a": []}, ValueError, "to a list with the names of its"),
         (lambda: network(sgd(), OwnStep), "sum", None, ValueError, "OwnStep overrides it"),
         (lambda: network(sgd()).layers[1], "sum", None, TypeError, "multitask needs a keras.Mod"),
