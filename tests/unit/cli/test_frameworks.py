@@ -45,3 +45,13 @@ def test_what_is_written_to_stderr_is_silenced_only_within(capfd):
         os.write(2, b"within ")
     os.write(2, b"after")
     assert capfd.readouterr().err == "before after"
+
+
+def test_keras_imported_too_early_is_named(tmp_path):
+    """As by a task's file that imports it outside functions."""
+    current = keras.config.backend()
+    other = "jax" if current != "jax" else "torch"
+    options = ("--backend", other, "--output", tmp_path / "run")
+    done = runs.process("train", *options, before="import keras")
+    assert done.returncode == 1
+    assert f"should be {other}, but something imported Keras on {current}" in done.stderr
