@@ -63,22 +63,23 @@ def merge_window(window, shares=()):
 @contextlib.contextmanager
 def merged_gradients(optimizer):
     """Inside, `optimizer` is given gradients that are summed over the replicas already."""
-    chain = list(_chain(optimizer))
-    own = [vars(each).get("_all_reduce_sum_gradients") for each in chain]
-    for each in chain:
+    optimizers = list(chain(optimizer))
+    own = [vars(each).get("_all_reduce_sum_gradients") for each in optimizers]
+    for each in optimizers:
         each._gradients_are_merged = True
         replicas.take_merged(each)
     try:
         yield
     finally:
-        for each, before in zip(chain, own, strict=True):
+        for each, before in zip(optimizers, own, strict=True):
             each._gradients_are_merged = False
             vars(each).pop("_all_reduce_sum_gradients", None)
             if before is not None:
                 each._all_reduce_sum_gradients = before
 
 
-def _chain(optimizer):
+def chain(optimizer):
+    """Yield an optimizer and those that it wraps, from the outside in."""
     while optimizer is not None:
         yield optimizer
         optimizer = getattr(optimizer, "inner_optimizer", None)

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from tensorflow_ranger.batch_size import noise_scale
+from tensorflow_ranger.distribution.merging import chain
 from tensorflow_ranger.optimizers import arguments
 
 AUTO = "auto"
@@ -77,9 +78,8 @@ class AccumulationSchedule(keras.callbacks.Callback):
     def set_model(self, model):
         """Give the schedule to the model's optimizer."""
         super().set_model(model)
-        optimizer = model.optimizer
-        while optimizer is not None and not hasattr(optimizer, "follow"):
-            optimizer = getattr(optimizer, "inner_optimizer", None)
+        followers = (each for each in chain(model.optimizer) if hasattr(each, "follow"))
+        optimizer = next(followers, None)
         if optimizer is None:
             raise TypeError(
                 "AccumulationSchedule sets accumulation_steps of a RangerOptimizer: got "

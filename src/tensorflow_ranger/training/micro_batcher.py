@@ -173,8 +173,6 @@ class MicroBatcher:
             tag_fan_in(model)
             compiled = None if model.run_eagerly else bool(model.jit_compile)
             tasks = resolved_tasks(model)
-            if tasks is not None and tasks.is_plain:
-                tasks = None
             passes = Passes(model, self._make_accumulator(tasks), tasks, self.noise)
             self._check_loop(passes)
             loop = "host" if passes.has_own_metrics else steps.default_loop(compiled)

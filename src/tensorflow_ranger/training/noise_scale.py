@@ -6,6 +6,7 @@ import keras
 
 from tensorflow_ranger.batch_size import noise_scale
 from tensorflow_ranger.batch_size.noise_scale import NoiseEstimate
+from tensorflow_ranger.distribution.merging import chain
 from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.training.micro_batcher import MicroBatcher
 from tensorflow_ranger.training.step_statistics import attach
@@ -160,9 +161,7 @@ class NoiseScale(keras.callbacks.Callback):
 
 
 def _measuring(optimizer):
-    while optimizer is not None and not hasattr(optimizer, "measure_noise"):
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-    return optimizer
+    return next((each for each in chain(optimizer) if hasattr(each, "measure_noise")), None)
 
 
 def _rounded(scale):

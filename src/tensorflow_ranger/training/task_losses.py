@@ -2,13 +2,14 @@
 
 import keras
 
+from tensorflow_ranger.distribution.merging import chain
 from tensorflow_ranger.multitask import conflicts
 from tensorflow_ranger.multitask.tasks import tasks_of
 from tensorflow_ranger.training.step_statistics import StepStatistics, attach
 
 
 def resolved_tasks(model):
-    """Return the model's `Tasks`, with their losses found, or None.
+    """Return the model's `Tasks`, with their losses found, or None if one gradient does for all.
 
     Args:
         model: A compiled and built Keras model.
@@ -29,7 +30,7 @@ def resolved_tasks(model):
         if tasks.statistics is None:
             tasks.statistics = StepStatistics("task_conflicts", conflicts.size(len(tasks.names)))
         attach(model, tasks.statistics)
-    return tasks
+    return None if tasks.is_plain else tasks
 
 
 def require_whole_windows(model):
@@ -41,8 +42,9 @@ def require_whole_windows(model):
     Raises:
         ValueError: The optimizer's window is longer than a batch.
     """
-    optimizer = None if tasks_of(model) is None else model.optimizer
-    while optimizer is not None:
+    if tasks_of(model) is None:
+        return
+    for optimizer in chain(model.optimizer):
         window = _window(optimizer)
         if window != 1:
             raise ValueError(
@@ -51,7 +53,6 @@ def require_whole_windows(model):
                 "the batch_size of a whole window, and call microbatch(model, size) with the "
                 "present one."
             )
-        optimizer = getattr(optimizer, "inner_optimizer", None)
 
 
 def _window(optimizer):
