@@ -18,16 +18,19 @@ def weights(directory):
     return [keras.ops.convert_to_numpy(variable) for variable in model.variables]
 
 
-def assert_same_weights(directory, expected, atol):
+def assert_same_weights(directory, expected):
     for value, wanted in zip(weights(directory), weights(expected), strict=True):
-        np.testing.assert_allclose(value, wanted, rtol=0, atol=atol)
+        np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-6)
 
 
-def test_micro_batches_train_as_whole_batches_do(micro_batched, tmp_path):
+# In float32 another order of a sum may turn a tie of max pooling, which moves weights by 1e-4.
+@pytest.mark.usefixtures("float64")
+def test_micro_batches_train_as_whole_batches_do(tmp_path):
     whole = ("--batch-size", "112", "--accumulation-steps", "1", "--epochs")
+    assert runs.train(tmp_path / "parts", *runs.MICROBATCH, "--epochs", "2") == 0
     assert runs.train(tmp_path / "whole", *whole, "2") == 0
     assert runs.train(tmp_path / "shorter", *whole, "1") == 0
-    assert_same_weights(micro_batched, tmp_path / "whole", atol=1e-6)
+    assert_same_weights(tmp_path / "parts", tmp_path / "whole")
     updates = zip(weights(tmp_path / "whole"), weights(tmp_path / "shorter"), strict=True)
     assert min(np.abs(new - old).max() for new, old in updates) > 1e-4
 
@@ -86,6 +89,7 @@ def test_a_run_keeps_its_micro_batch(options, message, micro_batched, capsys):
     assert runs.contents(micro_batched) == before
 
 
+@pytest.mark.usefixtures("float64")
 def test_auto_chooses_a_size_and_trains_as_whole_batches_do(tmp_path, capsys):
     options = ("--batch-size", "16", "--epochs", "1")
     auto = tmp_path / "auto"
@@ -97,7 +101,7 @@ def test_auto_chooses_a_size_and_trains_as_whole_batches_do(tmp_path, capsys):
     assert recorded["microbatch_plan"]["chosen"] in {1, 2, 4, 8, 16}
     assert lines[-2] == "Micro-batches of {chosen}. {reason}".format(**recorded["microbatch_plan"])
     assert runs.train(tmp_path / "whole", *options, "--accumulation-steps", "1") == 0
-    assert_same_weights(auto, tmp_path / "whole", atol=1e-5)
+    assert_same_weights(auto, tmp_path / "whole")
     assert runs.train(auto, "--resume") == 0  # trains nothing, so it measures nothing
     assert settings(auto) == recorded
 
