@@ -28,6 +28,17 @@ def _jax_float64():
     jax.config.update("jax_enable_x64", False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Let JAX look up what another test has compiled: a third of the suite's time on JAX."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     """Begin every test with the same seed."""

@@ -16,7 +16,7 @@ from tensorflow_ranger.cli.batches import TaskBatches, count
 from tests.unit.cli import slices
 
 UPDATES = 30
-SAMPLES = 144  # of an update: two micro-batches of 64, and a rest of 16
+SAMPLES = 80  # of an update: a micro-batch of 64, and a rest of 16
 LENGTHS = {"brown": 8, "spoken-digits": 12, "spoken-strings": 28}  # the sequences take the time
 TOLERANCE = 1e-6 if keras.config.backend() == "torch" else 1e-10
 
