@@ -30,7 +30,7 @@ def _jax_float64():
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Let JAX look up what another test has compiled: a third of the suite's time on JAX."""
+    """Let JAX look up what another test has compiled."""
     if keras.config.backend() == "jax":
         import jax
 

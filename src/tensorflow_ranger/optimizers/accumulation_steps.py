@@ -50,10 +50,7 @@ class AccumulationSchedule(keras.callbacks.Callback):
             for key, value in steps.items()
         }
         for updates, count in steps.items():
-            if not isinstance(updates, int) or isinstance(updates, bool) or updates < 0:
-                raise ValueError(
-                    f"An update of steps must be an integer >= 0: got {updates!r}. Count from 0."
-                )
+            arguments.count("An update of steps", updates, "Count from 0.", least=0)
             arguments.count(f"steps[{updates}]", count, "Use 1 to update after every micro-batch.")
         if 0 not in steps:
             raise ValueError(

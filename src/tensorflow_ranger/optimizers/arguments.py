@@ -13,14 +13,14 @@ from tensorflow_ranger.rules.lookahead import Lookahead
 REDUCTIONS = ("mean", "sum")
 
 
-def count(name, value, advice):
-    """Return `value` as an int >= 1.
+def count(name, value, advice, least=1):
+    """Return `value` as an int >= `least`.
 
     Raises:
         ValueError: `value` is anything else.
     """
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer >= 1: got {value!r}. {advice}")
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}: got {value!r}. {advice}")
     return int(value)
 
 

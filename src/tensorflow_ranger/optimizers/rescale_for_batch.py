@@ -6,6 +6,7 @@ import warnings
 import keras
 import numpy as np
 
+from tensorflow_ranger.distribution.merging import chain
 from tensorflow_ranger.optimizers import arguments
 
 # No source derives the square root rule for these. A `beta_1` or `rho` among their settings is
@@ -144,7 +145,7 @@ def rescale_for_batch(optimizer, from_batch, to_batch, rule="sqrt") -> keras.opt
 
 def _rescaled(optimizer, from_batch, to_batch, rule):
     config = optimizer.get_config()
-    if wrapped := _wrapped(optimizer):
+    if wrapped := getattr(optimizer, "inner_optimizer", None):
         name = "inner" if "inner" in config else "inner_optimizer"
         inner = _rescaled(wrapped, from_batch, to_batch, rule)
         config[name] = keras.saving.serialize_keras_object(inner)
@@ -248,10 +249,6 @@ def _batch(name, value):
     )
 
 
-def _wrapped(optimizer):
-    return getattr(optimizer, "inner_optimizer", None)
-
-
 def _is_any_of(optimizer, names):
     # By name, because not every version of Keras has all of them.
     classes = tuple(getattr(keras.optimizers, name, type(None)) for name in names)
@@ -259,7 +256,6 @@ def _is_any_of(optimizer, names):
 
 
 def _excludes_from_weight_decay(optimizer):
-    while wrapped := _wrapped(optimizer):
-        optimizer = wrapped
+    *_, innermost = chain(optimizer)
     names = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
-    return any(getattr(optimizer, name, None) for name in names)
+    return any(getattr(innermost, name, None) for name in names)

@@ -231,6 +231,10 @@ def test_schedules_out_of_range(steps, words):
         AccumulationSchedule(steps)
 
 
+def test_integers_of_numpy_make_a_schedule():
+    assert AccumulationSchedule({0: 1, np.int64(5): np.int64(2)}).steps == {0: 1, 5: 2}
+
+
 def test_a_schedule_must_be_a_dict():
     with pytest.raises(TypeError, match="dict from updates"):
         AccumulationSchedule([1, 4])
