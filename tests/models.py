@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+import tensorflow_ranger as ranger
+
 SAMPLES = 48
 
 
@@ -39,3 +41,31 @@ def assert_same_weights(model, other, tolerance=1e-6):
     """Fail unless both models have the same weights."""
     for actual, expected in zip(model.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def assert_trains_as_plain(make, x, y, sizes=(4, 5), tolerance=1e-6, batch_size=12, **settings):
+    """Fail unless `fit` in micro-batches gives plain Keras' weights, state and History.
+
+    Args:
+        make: Function that returns a compiled model, each time with the same weights.
+        x: Inputs.
+        y: Targets.
+        sizes: Samples per micro-batch, one run each.
+        tolerance: Largest difference of a variable, relative to how far plain Keras moved it.
+        batch_size: Samples per batch.
+        **settings: Arguments of `fit`.
+    """
+    plain = make()
+    before = [np.array(v) for v in plain.variables]
+    history = fit(plain, x, y, batch_size, **settings).history
+    for size in sizes:
+        model = ranger.microbatch(make(), size)
+        actual = fit(model, x, y, batch_size, **settings).history
+        for old, value, expected in zip(before, model.variables, plain.variables, strict=True):
+            moved = np.max(np.abs(np.array(expected, "float64") - old), initial=0.0)
+            np.testing.assert_allclose(
+                value, expected, rtol=0, atol=tolerance * max(moved, 1e-3), err_msg=expected.path
+            )
+        assert actual.keys() == history.keys()
+        for name, values in history.items():
+            np.testing.assert_allclose(actual[name], values, rtol=10 * tolerance, err_msg=name)

@@ -83,7 +83,9 @@ class MomentumFold:
     @staticmethod
     def obstacle(optimizer, variables, dtype=None):
         """Return why the fold would not be exact, or None if it is."""
-        if type(optimizer).__name__ != "SGD" or not isinstance(optimizer, keras.optimizers.SGD):
+        # Keras makes its SGD a class of its own on PyTorch; a user's subclass may do anything.
+        is_keras = type(optimizer).__module__.startswith("keras.")
+        if not (is_keras and isinstance(optimizer, keras.optimizers.SGD)):
             return f"the optimizer is {type(optimizer).__name__}, not SGD"
         if not optimizer.momentum:
             return "SGD has no momentum"

@@ -18,26 +18,35 @@ if keras.config.backend() not in NAMES:
 
 _active = importlib.import_module(f"{__name__}.{keras.config.backend()}")
 
+KEEPS_ALL_ASSIGNMENTS = _active.KEEPS_ALL_ASSIGNMENTS
+
 add_scaled = _active.add_scaled
 all_finite = _active.all_finite
 apply = _active.apply
 blend = _active.blend
 blend_squares = _active.blend_squares
+copied = _active.copied
 descend = _active.descend
 devices = _active.devices
 divide = _active.divide
+foreign_normalizations = _active.foreign_normalizations
+foreign_state = _active.foreign_state
+gradients = _active.gradients
 has_value = _active.has_value
 initial_value = _active.initial_value
+is_sparse = _active.is_sparse
 kept = _active.kept
+known_means = _active.known_means
 peak_memory = _active.peak_memory
 plus = _active.plus
 random_state = _active.random_state
 reset_peak_memory = _active.reset_peak_memory
+rows = _active.rows
 run_if = _active.run_if
 squared_norm = _active.squared_norm
 static_value = _active.static_value
 supports_dtype = _active.supports_dtype
 times = _active.times
 version = _active.version
-zero = _active.zero
 wait = _active.wait
+zero = _active.zero

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 from jax.core import Tracer
+from jax.experimental.sparse import JAXSparse
 
 from tensorflow_ranger.backend.each import blend as blend
 from tensorflow_ranger.backend.each import blend_squares as blend_squares
 from tensorflow_ranger.backend.each import descend as descend
+
+KEEPS_ALL_ASSIGNMENTS = False  # of a step Keras keeps those of non-trainable variables alone
 
 
 def version():
@@ -102,6 +105,44 @@ def run_if(predicate, function, variables):
     _, values = jax.lax.while_loop(lambda carry: carry[0], body, carry)
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
+
+
+def is_sparse(leaf):
+    """Return whether `leaf` of a batch is a sparse array, a BCOO."""
+    return isinstance(leaf, JAXSparse)
+
+
+def rows(leaf, start, size):
+    """Return the rows of `leaf` from `start` on, `size` at most."""
+    return leaf[start : start + size]
+
+
+def gradients(function, tensors, number):
+    """Return the gradients of each of `number` scalars that ``function(tensors)`` returns."""
+    return [
+        jax.grad(lambda values, place=place: function(values)[place])(tensors)
+        for place in range(number)
+    ]
+
+
+def copied(value):
+    """Return `value` as a tensor that later assignments leave alone: JAX's arrays never change."""
+    return value
+
+
+def foreign_state(model):
+    """Return the state of `model` that Keras does not hold: on JAX there is none."""
+    return []
+
+
+def known_means(foreign):
+    """Return those of the foreign state that are known to be means over samples."""
+    return []
+
+
+def foreign_normalizations(foreign):
+    """Return ``(mean, variance, momentum)`` of the foreign state's normalizations."""
+    return []
 
 
 def initial_value(variable):

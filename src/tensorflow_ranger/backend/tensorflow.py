@@ -10,6 +10,8 @@ from tensorflow_ranger.backend.each import blend as blend
 from tensorflow_ranger.backend.each import blend_squares as blend_squares
 from tensorflow_ranger.backend.each import descend as descend
 
+KEEPS_ALL_ASSIGNMENTS = True  # a variable that a layer assigns is assigned
+
 
 def version():
     """Return the framework's version string."""
@@ -125,6 +127,98 @@ def run_if(predicate, function, variables):
 def _ended(function):
     function()
     return (tf.constant(False),)
+
+
+def is_sparse(leaf):
+    """Return whether `leaf` of a batch is a `tf.SparseTensor`."""
+    return isinstance(leaf, tf.SparseTensor)
+
+
+def rows(leaf, start, size):
+    """Return the rows of `leaf` from `start` on, `size` at most."""
+    if not is_sparse(leaf):
+        return leaf[start : start + size]
+    others = leaf.dense_shape[1:]
+    starts = tf.concat([tf.reshape(tf.cast(start, "int64"), (1,)), tf.zeros_like(others)], 0)
+    sizes = tf.concat([tf.reshape(tf.cast(size, "int64"), (1,)), others], 0)
+    part = tf.sparse.slice(leaf, starts, sizes)
+    known = isinstance(start, int) and isinstance(size, int) and leaf.shape[0] is not None
+    length = min(size, leaf.shape[0] - start) if known else None
+    return tf.SparseTensor(
+        part.indices, part.values, _with_static(part.dense_shape, (length, *leaf.shape[1:]))
+    )
+
+
+def _with_static(dense_shape, static):
+    # tf.sparse.slice forgets what is known of the shape, and layers ask for it.
+    parts = [dense_shape[i] if size is None else size for i, size in enumerate(static)]
+    return tf.stack([tf.cast(part, "int64") for part in parts])
+
+
+def gradients(function, tensors, number):
+    """Return the gradients of each of `number` scalars that ``function(tensors)`` returns."""
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(tensors)
+        scalars = function(tensors)
+    none = tf.UnconnectedGradients.ZERO
+    return [tape.gradient(each, tensors, unconnected_gradients=none) for each in scalars]
+
+
+def copied(value):
+    """Return `value` as a tensor that later assignments leave alone."""
+    return tf.identity(value)
+
+
+def foreign_state(model):
+    """Return the variables of `model` that assignments reach past Keras.
+
+    They are the `tf.Variable` objects that layers hold as attributes, and the variables of a
+    reloaded SavedModel, whose own functions assign them.
+    """
+    if model._distribute_strategy is not None:
+        return []
+    held = {id(v.value) for v in model.variables}
+    found = []
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.TFSMLayer):
+            found += layer.non_trainable_variables
+            continue
+        for value in _attributes(layer):
+            if isinstance(value, tf.Variable) and id(value) not in held:
+                held.add(id(value))
+                found.append(_Foreign(value))
+    return found
+
+
+def _attributes(layer):
+    for value in vars(layer).values():
+        if isinstance(value, dict):
+            yield from value.values()
+        elif isinstance(value, list | tuple):
+            yield from value
+        else:
+            yield value
+
+
+class _Foreign:
+    """A `tf.Variable` with the attributes of a Keras variable that are used here."""
+
+    def __init__(self, variable):
+        self.value = variable
+        self.path = variable.name
+        self.dtype = variable.dtype.name
+        self.shape = tuple(variable.shape)
+        self.assign = variable.assign
+
+
+def known_means(foreign):
+    """Return those of the foreign state that are known to be means over samples."""
+    return []
+
+
+def foreign_normalizations(foreign):
+    """Return ``(mean, variance, momentum)`` of the foreign state's normalizations."""
+    return []
 
 
 def initial_value(variable):

@@ -7,6 +7,8 @@ import torch
 
 from tensorflow_ranger.backend import process
 
+KEEPS_ALL_ASSIGNMENTS = True  # a variable that a layer assigns is assigned
+
 
 def version():
     """Return the framework's version string."""
@@ -91,6 +93,88 @@ def run_if(predicate, function, variables):
         function()
 
 
+def is_sparse(leaf):
+    """Return False: Keras gives models on PyTorch dense tensors."""
+    return False
+
+
+def rows(leaf, start, size):
+    """Return the rows of `leaf` from `start` on, `size` at most."""
+    return leaf[start : start + size]
+
+
+def gradients(function, tensors, number):
+    """Return the gradients of each of `number` scalars that ``function(tensors)`` returns."""
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    scalars = function(leaves)
+    return [
+        torch.autograd.grad(each, leaves, retain_graph=True, materialize_grads=True)
+        if each.requires_grad
+        else [torch.zeros_like(leaf) for leaf in leaves]
+        for each in scalars
+    ]
+
+
+def copied(value):
+    """Return `value` as a tensor that later assignments leave alone."""
+    return value.detach().clone()
+
+
+def foreign_state(model):
+    """Return the buffers of the PyTorch modules in `model`, which Keras does not hold."""
+    found = {}
+    for layer in model._flatten_layers():
+        for path, module in layer.named_modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                found.setdefault(id(buffer), _Buffer(module, name, f"{layer.path}/{path}.{name}"))
+    return list(found.values())
+
+
+class _Buffer:
+    """A module's buffer with the attributes of a Keras variable that are used here."""
+
+    def __init__(self, module, name, path):
+        self.module = module
+        self.name = name
+        self.path = path
+
+    @property
+    def value(self):
+        return getattr(self.module, self.name)
+
+    @property
+    def dtype(self):
+        return keras.backend.standardize_dtype(self.value.dtype)
+
+    @property
+    def shape(self):
+        return tuple(self.value.shape)
+
+    @torch.no_grad()
+    def assign(self, value):
+        self.value.copy_(value)
+
+
+def known_means(foreign):
+    """Return those of the foreign state that are known to be means over samples."""
+    return [
+        buffer
+        for buffer in foreign
+        if isinstance(buffer.module, torch.nn.modules.batchnorm._NormBase)
+        and buffer.name in ("running_mean", "running_var")
+    ]
+
+
+def foreign_normalizations(foreign):
+    """Return ``(mean, variance, momentum)`` of the foreign state's normalizations."""
+    means = {id(b.module): b for b in known_means(foreign) if b.name == "running_mean"}
+    return [
+        (means[id(b.module)], b, 1.0 - b.module.momentum)
+        for b in known_means(foreign)
+        if b.name == "running_var" and b.module.momentum
+    ]
+
+
 def initial_value(variable):
     """Return the value of `variable` as a NumPy array."""
     return keras.ops.convert_to_numpy(variable.value)
@@ -98,9 +182,10 @@ def initial_value(variable):
 
 @contextlib.contextmanager
 def kept(model):
-    """Leave PyTorch's generators and the gradients of the model's parameters as they were."""
+    """Leave PyTorch's generators, and the model's gradients and buffers, as they were."""
     parameters = list(model.parameters())
     gradients = [parameter.grad for parameter in parameters]
+    buffers = [(buffer, buffer.value.clone()) for buffer in foreign_state(model)]
     devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     with torch.random.fork_rng(devices):
         try:
@@ -108,6 +193,8 @@ def kept(model):
         finally:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
+            for buffer, value in buffers:
+                buffer.assign(value)
 
 
 def random_state():

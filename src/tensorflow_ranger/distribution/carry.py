@@ -1,5 +1,7 @@
 """What the replicas make of a batch together: totals, and the small state that passes hand on."""
 
+from typing import Any, NamedTuple
+
 from keras import ops
 
 from tensorflow_ranger.backend import replicas
@@ -7,7 +9,16 @@ from tensorflow_ranger.backend import replicas
 _FAR = 0x3243F6A9  # odd, so that its multiples are all the integers, in no order
 
 
-def merged(totals, carry, metrics, averages, normalizations):
+class StateBefore(NamedTuple):
+    """The layers' state that a batch began with, and how replicas make one of what they found."""
+
+    values: list[Any]  #: Tensors that gains are counted from.
+    averaged: list[int]  #: Places of the means over samples.
+    summed: list[int]  #: Places of the sums over samples.
+    normalized: list[int]  #: Places of the means whose spreads are held.
+
+
+def merged(totals, carry, metrics, before):
     """Return the totals and the carry of the whole batch.
 
     Losses and totals are sums of the replicas' shares. Layers' state is the mean weighted by
@@ -19,39 +30,39 @@ def merged(totals, carry, metrics, averages, normalizations):
         carry: Dict of this replica's carry after its last micro-batch. Its "present" is
             empty, or holds one tensor with a 1 for each total that has a gradient in it.
         metrics: List of tensors; the values of ``carry["metrics"]`` when the batch began.
-        averages: List of tensors; the values of ``carry["averages"]`` when the batch began.
-        normalizations: Places in the averages of the means whose spreads the carry holds.
+        before: `StateBefore`.
 
     Returns:
         Tuple ``(totals, carry)``.
     """
     samples = carry["samples"]
-    means = [i for i, value in enumerate(averages) if "float" in str(value.dtype)]
-    moved = [(carry["averages"][i] - averages[i]) * _like(samples, averages[i]) for i in means]
-    squares = [
-        (carry["averages"][i] - averages[i]) ** 2 * _like(samples, averages[i])
-        for i in normalizations
-    ]
+    state = carry["state"]
+    gains = _differences(state.values, before.values)
+    moved = [gains[i] * _like(samples, gains[i]) for i in before.averaged]
+    squares = [gains[i] ** 2 * _like(samples, gains[i]) for i in before.normalized]
     gained = [] if replicas.SUMS_METRICS else _differences(carry["metrics"], metrics)
     groups = [
         totals,
         [samples, carry["loss"], *carry["parts"]],
         moved,
+        [gains[i] for i in before.summed],
         squares,
-        carry["spreads"],
+        state.spreads,
         gained,
         carry["noise"],
         carry["present"],
     ]
-    totals, (whole, loss, *parts), moved, squares, spreads, gained, noise, present = _sum_groups(
-        groups
+    totals, (whole, loss, *parts), moved, summed, squares, spreads, gained, noise, present = (
+        _sum_groups(groups)
     )
-    final = list(carry["averages"])
-    for i, move in zip(means, moved, strict=True):
-        final[i] = averages[i] + move / _like(whole, move)
+    final = list(state.values)
+    for i, move in zip(before.averaged, moved, strict=True):
+        final[i] = before.values[i] + move / _like(whole, move)
+    for i, gain in zip(before.summed, summed, strict=True):
+        final[i] = before.values[i] + gain
     between = [
-        square - (final[i] - averages[i]) ** 2 * _like(whole, square)
-        for i, square in zip(normalizations, squares, strict=True)
+        square - (final[i] - before.values[i]) ** 2 * _like(whole, square)
+        for i, square in zip(before.normalized, squares, strict=True)
     ]
     if not replicas.SUMS_METRICS:
         values = [m + ops.cast(g, m.dtype) for m, g in zip(metrics, gained, strict=True)]
@@ -59,8 +70,10 @@ def merged(totals, carry, metrics, averages, normalizations):
     else:
         carry = carry | {"counted": samples}
     return totals, carry | {
-        "averages": final,
-        "spreads": [inside + more for inside, more in zip(spreads, between, strict=True)],
+        "state": state._replace(
+            values=final,
+            spreads=[inside + more for inside, more in zip(spreads, between, strict=True)],
+        ),
         "samples": whole,
         "loss": loss,
         "parts": parts,
@@ -87,7 +100,10 @@ def next_seed(before, after):
 
 
 def _differences(values, others):
-    return [value - other for value, other in zip(values, others, strict=True)]
+    return [
+        value if str(value.dtype).endswith("bool") else value - other
+        for value, other in zip(values, others, strict=True)
+    ]
 
 
 def _like(value, other):

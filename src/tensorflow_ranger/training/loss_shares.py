@@ -1,13 +1,13 @@
 """Each micro-batch's share of its batch's loss, whatever the losses divide by."""
 
-import functools
-import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
-from tensorflow_ranger.backend import replicas
+from tensorflow_ranger.backend import keras_internals, replicas
+
+SUM = "a sum over samples"  # in place of a layer's name: what it adds is known
 
 _MEANS = ("mean", "sum_over_batch_size")
 
@@ -15,11 +15,13 @@ _MEANS = ("mean", "sum_over_batch_size")
 class LossShares:
     """Splits a compiled model's loss into shares whose sum over micro-batches is the batch's loss.
 
-    Keras divides a loss by the number of samples, by the unmasked elements, by the sum of the
+    Keras divides a loss by the number of samples, by the unmasked elements (those of the output's
+    mask and of a mask that the loss itself sets, as ``ignore_class`` does), by the sum of the
     sample weights, or not at all. With the micro-batch's own loss ``L_k`` and mass ``D_k`` the
     share is ``L_k D_k / D``: exact whatever the sizes, because ``L_k D_k`` is the sum that Keras
-    divided. Losses a layer adds are means over samples if they are scalars, and sums over samples
-    if they hold one number per sample. Regularizers of weights count once per batch.
+    divided. A loss that is one number (one that a layer adds, one that returns a scalar, a model's
+    own `compute_loss`) may be a mean over samples, a sum over them, or neither: `probe` measures
+    which. Regularizers of weights count once per batch.
 
     Args:
         model: A compiled Keras model.
@@ -27,26 +29,21 @@ class LossShares:
     """
 
     def __init__(self, model, tasks=None):
-        self._model = model
+        self.model = model
         self._tasks = tasks
         self._compile_loss = model._compile_loss
-        self._is_own = type(model).compute_loss is not keras.Model.compute_loss
+        self.is_own = type(model).compute_loss is not keras.Model.compute_loss
         self._places = []
         self._divided = []
-        self._has_added = False
-        self.needs_masks = False
-        self.not_means = []
-        if self._is_own:
-            warnings.warn(
-                f"{type(model).__name__} overrides compute_loss: its micro-batches are weighted by "
-                "their samples. That is exact if the loss is a mean over samples.",
-                stacklevel=2,
-            )
+        self._scalars = []
+        self._added_names = []
+        self._sums = set()
+        self.needs_outputs = False
 
     @property
     def losses(self):
         """Keras' records ``(path, loss, loss_weights, name)`` of the compiled losses."""
-        if self._is_own or self._compile_loss is None:
+        if self.is_own or self._compile_loss is None:
             return []
         return self._compile_loss._flat_losses
 
@@ -58,36 +55,83 @@ class LossShares:
     @property
     def rows(self):
         """How many losses are differentiated: one, or one per task and what is added to them."""
-        return 1 if self._tasks is None else len(self._tasks.groups) + self._has_added
+        return 1 if self._tasks is None else len(self._tasks.groups) + bool(self._added_names)
 
     def inspect(self, y, y_pred, sample_weight):
         """Learn from one micro-batch's predictions what each loss divides by."""
-        self._places, self.needs_masks, self.not_means, self._divided = [], False, [], []
+        self._places, self._divided, self._scalars = [], [], []
+        self.needs_outputs = False
         self._structure = keras.tree.map_structure(lambda _: None, y_pred)
 
         def look(place, loss, y_true, y_pred, sample_weight):
             if not _is_keras_call(loss):
-                self.not_means.append(loss.name)
+                self._scalars.append(place)
                 return
-            if _mass(loss, y_pred, sample_weight) is not None:
-                self._places.append(place)
-                self.needs_masks |= _mask(y_pred) is not None
-            if loss.reduction == "sum":
-                return
-            if _returns_scalar(loss, y_true, y_pred):
-                self.not_means.append(loss.name)
-            elif loss.reduction not in (None, "none"):
+            values = _values(loss, y_true, y_pred)
+            own_mask = keras_internals.get_mask(values)
+            if len(values.shape) == 0 and loss.reduction != "sum":
+                self._scalars.append(place)
+            elif loss.reduction not in (None, "none", "sum"):
                 self._divided.append(place)
+            masks = _Masks(keras_internals.get_mask(y_pred), own_mask)
+            if _mass(loss, masks, sample_weight) is not None and len(values.shape) > 0:
+                self._places.append(place)
+                by_targets = masks.output is None and ignored_class(loss) is not None
+                self.needs_outputs |= any(m is not None for m in masks) and not by_targets
 
         self._for_each(look, y, y_pred, sample_weight)
-        self._has_added = bool(self._model.losses)
-        if self.not_means:
-            warnings.warn(
-                f"The loss {', '.join(self.not_means)} returns one number for all samples: its "
-                "micro-batches are weighted by their samples. That is exact if it is a mean over "
-                "samples. Return one number per sample to leave no doubt.",
-                stacklevel=2,
-            )
+        self._added_names = self._owners_of_added()
+
+    def _owners_of_added(self):
+        owners = {}
+        for layer in self.model._flatten_layers():
+            # Of an activity regularizer Keras adds the sum over the samples.
+            is_known = _is_keras(layer) and _is_keras(getattr(layer, "activity_regularizer", None))
+            for loss in layer._get_own_losses():
+                owners[id(loss)] = SUM if is_known else layer.name
+        return [owners.get(id(loss)) for loss in self.model.losses]
+
+    @property
+    def questions(self):
+        """For each loss that is one number of a micro-batch: how to name it to the user."""
+        if self.is_own:
+            return [f"{type(self.model).__name__}.compute_loss"]
+        scalars = [f"the loss {self.losses[place].loss.name!r}" for place in self._scalars]
+        return scalars + [f"a loss added by layer {name!r}" for _, name in self._asked_added]
+
+    @property
+    def _asked_added(self):
+        return [(i, name) for i, name in enumerate(self._added_names) if name and name is not SUM]
+
+    @property
+    def follow_layers(self):
+        """For each of `questions` whether it depends on more than outputs: on what layers add."""
+        if self.is_own:
+            return [bool(self._added_names)]
+        return [False] * len(self._scalars) + [True] * len(self._asked_added)
+
+    def answers(self, x, y, y_pred, sample_weight):
+        """Return the numbers that `questions` names, one scalar each."""
+        if self.is_own:
+            return [ops.sum(self._own(x, y, y_pred, sample_weight))]
+        values = []
+
+        def ask(place, loss, y_true, y_pred, sample_weight):
+            if place in self._scalars:
+                values.append(ops.sum(_value(loss, y_true, y_pred, sample_weight)))
+
+        self._for_each(ask, y, y_pred, sample_weight)
+        added = self.model.losses
+        return values + [
+            self.model._aggregate_additional_loss(added[place]) for place, _ in self._asked_added
+        ]
+
+    def learn(self, sums):
+        """Take which of `questions` are sums over the samples: a bool for each."""
+        asked = ["own"] if self.is_own else list(self._scalars)
+        if not self.is_own:
+            asked += [f"added {place}" for place, _ in self._asked_added]
+        self._sums = {key for key, is_sum in zip(asked, sums, strict=True) if is_sum}
 
     def masses(self, y, y_pred, sample_weight, dtype):
         """Return one scalar per loss: what it divides by in this micro-batch, 0 for samples."""
@@ -95,9 +139,10 @@ class LossShares:
 
         def measure(place, loss, y_true, y_pred, sample_weight):
             if place in self._places:
-                masses[place] = ops.cast(_mass(loss, y_pred, sample_weight), dtype)
+                masks = _masks(loss, y_true, y_pred)
+                masses[place] = ops.cast(_mass(loss, masks, sample_weight), dtype)
 
-        self._for_each(measure, y, y_pred if self.needs_masks else self._structure, sample_weight)
+        self._for_each(measure, y, y_pred if self.needs_outputs else self._structure, sample_weight)
         return masses
 
     def of(self, x, y, y_pred, sample_weight, samples, whole) -> tuple[Any, Any, list]:
@@ -116,19 +161,17 @@ class LossShares:
             `rows` scalars; the scalar to report; and one scalar per compiled loss.
         """
         fraction = samples / whole.samples
-        if self._is_own:
-            loss = self._model._compute_loss(
-                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
-            )
-            loss = _undivided(loss)
-            loss = loss * ops.cast(fraction, loss.dtype)
-            return loss, loss, []
+        if self.is_own:
+            value = self._own(x, y, y_pred, sample_weight)
+            factor = ops.cast(fraction, value.dtype)
+            loss = ops.sum(value) * (1.0 if "own" in self._sums else factor)
+            return loss, ops.mean(value) * factor if len(value.shape) else loss, []
         parts, unlogged, shares = [], [], []
 
         def share(place, loss, y_true, y_pred, sample_weight):
             if place in self._places and sample_weight is not None:
                 sample_weight = ops.copy(sample_weight)  # Keras masks it in place on PyTorch
-            value = loss(y_true, y_pred, sample_weight)
+            value = _value(loss, y_true, y_pred, sample_weight)
             if place in self._divided:
                 value = _undivided(value)
             if len(value.shape) > 0:
@@ -137,12 +180,13 @@ class LossShares:
                 weight = self.losses[place].loss_weights
                 share = ops.sum(value)
                 unlogged.append((share - part) * (1.0 if weight is None else weight))
-            elif getattr(loss, "reduction", None) == "sum":
+            elif place in self._sums or getattr(loss, "reduction", None) == "sum":
                 share = part = value
             else:
                 ratio = fraction
                 if place in self._places:
-                    mass = ops.cast(_mass(loss, y_pred, sample_weight), whole.masses[place].dtype)
+                    mass = _mass(loss, _masks(loss, y_true, y_pred), sample_weight)
+                    mass = ops.cast(mass, whole.masses[place].dtype)
                     ratio = ops.divide_no_nan(mass, whole.masses[place])
                 share = part = value * ops.cast(ratio, value.dtype)
             parts.append(part)
@@ -153,7 +197,7 @@ class LossShares:
         total = self._for_each(share, y, y_pred, sample_weight)
         if total is not None:
             terms.append(total)
-        added = list(self._added(x, fraction))
+        added = list(self._added(fraction))
         terms.extend(added)
         if not terms:
             raise ValueError(
@@ -186,12 +230,17 @@ class LossShares:
         rows = [sum((weighted[i] for i in group), zero) for group in self._tasks.groups]
         return [*rows, sum((ops.cast(term, dtype) for term in added), zero)] if added else rows
 
-    def _added(self, x, fraction):
-        rows = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None).shape[0]
-        for loss in self._model.losses:
-            value = _undivided(self._model._aggregate_additional_loss(loss))
-            per_sample = len(loss.shape) > 0 and loss.shape[0] in (None, rows)
-            yield value if per_sample else value * ops.cast(fraction, value.dtype)
+    def _own(self, x, y, y_pred, sample_weight):
+        loss = self.model._compute_loss(
+            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+        )
+        return _undivided(ops.convert_to_tensor(loss))
+
+    def _added(self, fraction):
+        for place, loss in enumerate(self.model.losses):
+            value = _undivided(self.model._aggregate_additional_loss(loss))
+            is_sum = self._added_names[place] is SUM or f"added {place}" in self._sums
+            yield value if is_sum else value * ops.cast(fraction, value.dtype)
 
     def _for_each(self, function, y, y_pred, sample_weight):
         """Call ``function(place, loss, y_true, y_pred, sample_weight)`` in place of each loss.
@@ -199,7 +248,7 @@ class LossShares:
         Keras matches losses, targets, outputs and weights; its copy here only has other losses.
         Returns the weighted sum of what `function` returned, as Keras sums losses.
         """
-        if self._is_own or self._compile_loss is None:
+        if self.is_own or self._compile_loss is None:
             return None
         matched = object.__new__(type(self._compile_loss))
         matched.__dict__.update(self._compile_loss.__dict__)
@@ -224,6 +273,10 @@ class _Stand:
         return ops.zeros((), self._loss.dtype) if value is None else value
 
 
+def _is_keras(thing):
+    return type(thing).__module__.startswith("keras.")
+
+
 def _undivided(value):
     # Keras divides the mean of each replica by their number, and knows one mean for all.
     divisor = replicas.loss_divisor()
@@ -234,38 +287,38 @@ def _is_keras_call(loss):
     return type(loss).__call__ is keras.losses.Loss.__call__
 
 
-class _MaskReader(keras.layers.Layer):
-    """Takes the mask that Keras hands from a tensor to the next layer."""
-
-    def __init__(self):
-        super().__init__(autocast=False)
-        self.supports_masking = True
-
-    def call(self, inputs, mask=None):
-        # Keras may wrap what a layer returns, and copies what a layer keeps.
-        _read.append(mask)
-        return inputs
+class _Masks(NamedTuple):
+    output: Any  #: What Keras keeps with the output, or None.
+    own: Any  #: What the loss itself sets, or None.
 
 
-_read = []
-_mask_reader = functools.cache(_MaskReader)
+def ignored_class(loss):
+    """Return the class of the targets that `loss` leaves out, or None."""
+    is_known = type(loss) is keras.losses.SparseCategoricalCrossentropy
+    return loss.ignore_class if is_known else None
 
 
-def _mask(y_pred):
-    """Return the mask that Keras keeps with an output, or None."""
-    if y_pred is None or keras.tree.is_nested(y_pred):
-        return None
-    _mask_reader()(y_pred)
-    return _read.pop()
+def _masks(loss, y_true, y_pred):
+    """Return the `_Masks` of a loss; an ignored class is known without outputs."""
+    output = None if y_pred is None else keras_internals.get_mask(y_pred)
+    ignored = ignored_class(loss)
+    if ignored is not None:
+        y_true = ops.convert_to_tensor(y_true, loss.dtype)
+        return _Masks(output, ops.not_equal(y_true, ops.cast(ignored, loss.dtype)))
+    if y_pred is None:
+        return _Masks(None, None)
+    return _Masks(output, keras_internals.get_mask(_values(loss, y_true, y_pred)))
 
 
-def _mass(loss, y_pred, sample_weight):
+def _mass(loss, masks, sample_weight):
     """Return what `loss` divides by, up to a constant factor, or None if samples say it."""
     if not _is_keras_call(loss):
         return None
-    mask = _mask(y_pred)
-    if mask is not None:
-        mask = ops.cast(mask, loss.dtype)
+    mask = None
+    for each in masks:
+        if each is not None:
+            each = ops.cast(each, loss.dtype)
+            mask = each if mask is None else mask * ops.reshape(each, ops.shape(mask))
     if loss.reduction in _MEANS:
         return None if mask is None else ops.sum(mask)
     if loss.reduction != "mean_with_sample_weight" or (mask is None and sample_weight is None):
@@ -276,12 +329,22 @@ def _mass(loss, y_pred, sample_weight):
     if mask is not None:
         if len(weight.shape) == len(mask.shape) + 1:
             weight = ops.squeeze(weight, -1)
+        elif len(mask.shape) == len(weight.shape) + 1 and mask.shape[-1] == 1:
+            mask = ops.squeeze(mask, -1)
         weight = weight * mask
     return ops.sum(weight)
 
 
-def _returns_scalar(loss, y_true, y_pred):
+def _values(loss, y_true, y_pred):
+    """Return what `loss` makes of a batch before it is reduced."""
+
     def convert(values):
         return keras.tree.map_structure(lambda v: ops.convert_to_tensor(v, loss.dtype), values)
 
-    return len(loss.call(convert(y_true), convert(y_pred)).shape) == 0
+    values = loss.call(convert(y_true), convert(y_pred))
+    return values if ops.is_tensor(values) else ops.convert_to_tensor(values, loss.dtype)
+
+
+def _value(loss, y_true, y_pred, sample_weight):
+    value = loss(y_true, y_pred, sample_weight)
+    return value if ops.is_tensor(value) else ops.convert_to_tensor(value, loss.dtype)

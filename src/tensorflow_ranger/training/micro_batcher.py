@@ -22,7 +22,11 @@ from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.optimizers.fan_in import tag_fan_in
 from tensorflow_ranger.training.passes import Passes
 from tensorflow_ranger.training.step_statistics import StepStatistics
-from tensorflow_ranger.training.task_losses import require_whole_windows, resolved_tasks
+from tensorflow_ranger.training.task_losses import (
+    require_single_update,
+    require_whole_windows,
+    resolved_tasks,
+)
 
 _logger = logging.getLogger("tensorflow_ranger")
 
@@ -95,8 +99,14 @@ class MicroBatcher:
         """Set the model's `train_function`, in place of `keras.Model.make_train_function`."""
         model = self._model
         require_whole_windows(model)
+        require_single_update(model.optimizer)
         if model.train_function is not None and not force:
             return
+        if keras.config.backend() == "torch" and model.steps_per_execution > 1:
+            raise ValueError(
+                "`steps_per_execution` must be 1 with the PyTorch backend: got "
+                f"steps_per_execution={model.steps_per_execution}. Leave it out of compile."
+            )
         self._steps = {}
         runs = {
             "jax": lambda: model._make_function(self._run),
@@ -138,9 +148,10 @@ class MicroBatcher:
             raise
 
     def _run_batch(self, state, data, rows):
-        data = keras.utils.unpack_x_y_sample_weight(data)
+        data = keras.utils.unpack_x_y_sample_weight(steps.without_optionals(data))
         samples = _samples(data)
         step = self._step_for(data)
+        step.require_rows(samples)
         if self._asked is None and self._search is None:
             self._begin_search(step, state, data, samples)
         rows = samples if rows == "all" else rows
@@ -322,4 +333,5 @@ def _rows_known_to_graph(iterator, model):
         return "all"
     if replicas.has_several(model.variables):
         return None
-    return next(leaf for leaf in keras.tree.flatten(spec) if leaf is not None).shape[0]
+    shapes = [getattr(leaf, "shape", None) for leaf in keras.tree.flatten(spec)]
+    return next(shape for shape in shapes if shape is not None)[0]

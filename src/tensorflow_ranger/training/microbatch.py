@@ -37,7 +37,10 @@ def microbatch(
 
     Exact but for layers that look at the batch or draw at random: `BatchNormalization` normalizes
     each micro-batch by its own statistics, and its moving statistics move once per batch, by the
-    batch's; `Dropout` draws anew for each micro-batch. `verify` says what differs for a model.
+    batch's; `Dropout` draws anew for each micro-batch. What layers assign and add, losses that are
+    one number, and metric functions are measured on the first samples, whole and in two halves: a
+    warning names what is neither a mean nor a sum over samples. `verify` says what differs for a
+    model.
 
     Where memory runs out, the size is halved and the batch goes on; after a while a larger one is
     tried again. On JAX and TensorFlow the batch begins again from an unchanged model.
@@ -61,8 +64,9 @@ def microbatch(
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: An argument is out of range; the model overrides `train_step`; the fold would
-            not be exact.
+        ValueError: An argument is out of range; the model overrides `train_step` or
+            `make_train_function`; the fold would not be exact. In `fit`: the optimizer accumulates
+            gradients itself.
         MemoryError: In `fit`: not even one sample fits.
 
     Example:
@@ -101,14 +105,27 @@ def check_trainable(model, function):
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: It overrides `train_step`.
+        ValueError: It overrides `train_step` or `make_train_function`, in its class or by an
+            attribute of its own.
     """
     _check_model(model, function)
-    if not type(model).train_step.__module__.startswith("keras."):
+    name = overridden_step(model)
+    if name is not None:
         raise ValueError(
-            f"{function} replaces train_step, and {type(model).__name__} overrides it. Use "
-            "RangerOptimizer, which keeps your train_step, or call accumulate_gradients in it."
+            f"{function} replaces {name}, and {type(model).__name__} overrides it. Use "
+            "RangerOptimizer, which keeps your training step, or call accumulate_gradients in it."
         )
+
+
+def overridden_step(model):
+    """Return the method of Keras' training step that `model` has one of its own for, or None."""
+    for name in ("train_step", "make_train_function"):
+        is_ours = name in vars(model) and MicroBatcher.of(model) is not None
+        if name in vars(model) and not (name == "make_train_function" and is_ours):
+            return name
+        if not getattr(type(model), name).__module__.startswith("keras."):
+            return name
+    return None
 
 
 def _check_model(model, function="microbatch"):

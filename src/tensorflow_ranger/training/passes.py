@@ -1,5 +1,6 @@
 """The passes of one batch: each micro-batch's share of its loss, and what they make together."""
 
+import contextlib
 import warnings
 from typing import Any, NamedTuple
 
@@ -9,9 +10,20 @@ from keras import ops
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
 from tensorflow_ranger.backend import replicas, steps
+from tensorflow_ranger.backend.steps.samples import count, cut, first
 from tensorflow_ranger.batch_size import noise_scale
 from tensorflow_ranger.distribution.carry import merged, next_seed, own_seed
+from tensorflow_ranger.training.call_scope import CallScope
+from tensorflow_ranger.training.examination import Examination
+from tensorflow_ranger.training.layer_state import CARRIED, LayerState
 from tensorflow_ranger.training.loss_shares import LossShares
+from tensorflow_ranger.training.metrics_of_batch import (
+    MetricsOfBatch,
+    joined,
+    masked,
+    with_masks,
+)
+from tensorflow_ranger.training.probe import Look, Looks
 
 
 class Whole(NamedTuple):
@@ -31,10 +43,7 @@ class Passes:
     micro-batch to the totals, and ``finish`` updates the model. Between them travels the carry: a
     dict of the small state that micro-batches hand on.
 
-    Layers' own state moves once per batch: each micro-batch begins with what the batch began with,
-    and the batch ends with the mean of what they made of it, weighted by samples. For the moving
-    variance of `BatchNormalization` the spread between the micro-batches' means is added (law of
-    total variance). Seeds advance with every micro-batch.
+    Layers' own state moves once per batch (`LayerState`); seeds advance with every micro-batch.
 
     Replicas agree on the batch's masses before the first micro-batch (`agreed`), draw from seeds of
     their own, and add up what they have found in `finish`.
@@ -58,34 +67,95 @@ class Passes:
         self.seeds = [v for v in model.non_trainable_variables if id(v) not in kept]
         self.shares = LossShares(model, tasks)
         self.has_gradient = []
-        self._averaged = []
-        self._normalizations = {}
+        self.state = LayerState(model, self.seeds)
         self._dtype = accumulator_dtype(keras.config.floatx())
         self.has_own_metrics = type(model).compute_metrics is not keras.Model.compute_metrics
+        self.metrics_of_batch = MetricsOfBatch(model)
+        self.unknown = []
 
-    def prepare(self, data):
-        """Learn from a micro-batch, without training on it, which state and masks there are."""
+    @property
+    def gathers(self):
+        """Whether `finish` needs the batch's outputs."""
+        return self.has_own_metrics or self.metrics_of_batch.gathers
+
+    def prepare(self, data, samples):
+        """Learn from a micro-batch, without training on it, which state and masks there are.
+
+        Args:
+            data: Tuple ``(x, y, sample_weight)`` of the micro-batch.
+            samples: Samples of the batch, or None where a graph does not know them.
+        """
+        try:
+            scope, y_pred = self._first_call(data)
+        except Exception as error:
+            if steps.is_out_of_memory(error) or not self.state.guess_rows(samples):
+                raise
+            scope, y_pred = self._first_call(data)
+        self.has_gradient = [True] * (len(self.weights) * self.losses)
+        self.state.find(scope.assigned, samples)
+        self.metrics_of_batch.find(y_pred, samples)
+
+    def _first_call(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        scope = self._scope()
-        before = dict(scope.state_mapping)
-        with scope:
+        with self._scope(rows=_rows(x)) as scope:
             y_pred = self.call(x)
             self.shares.inspect(y, y_pred, sample_weight)
-        self.has_gradient = [True] * (len(self.weights) * self.losses)
-        assigned = [
-            v
-            for v in self.model.non_trainable_weights
-            if scope.get_current_value(v) is not before.get(id(v))
-        ]
-        self._averaged = assigned
-        places = {id(variable): i for i, variable in enumerate(assigned)}
-        self._normalizations = {
-            places[id(layer.moving_variance)]: (places[id(layer.moving_mean)], layer.momentum)
-            for layer in self.model._flatten_layers()
-            if isinstance(layer, keras.layers.BatchNormalization)
-            and id(getattr(layer, "moving_variance", None)) in places
-            and layer.momentum < 1
-        }
+        return scope, y_pred
+
+    def examine(self, run, data, size):
+        """Find out what `prepare` left open.
+
+        Args:
+            run: Function that calls `probe` on samples and returns its `Looks` as arrays.
+            data: Tuple ``(x, y, sample_weight)`` of the batch.
+            size: Samples per micro-batch.
+        """
+        if self.state.unclear or self.shares.questions or self.metrics_of_batch.unclear:
+            examination = Examination(self.state, self.shares, self.metrics_of_batch)
+            self.unknown = examination.run(run, data, size)
+        self.state.find_normalizations()
+
+    def probe(self, data):
+        """Return the `Looks` at some samples, whole and in two halves. Nothing is assigned."""
+        half = count(data) // 2
+        first, second = cut(data, 0, half), cut(data, half, count(data) - half)
+        carry = self.carry()
+        begun = Look(carry["state"].values, [], carry["metrics"], carry["seeds"])
+        whole, y_pred = self._look(data, carry)
+        one, _ = self._look(first, carry, cut(y_pred, 0, half))
+        rest = cut(y_pred, half, count(data) - half)
+        later = carry | {"samples": ops.cast(half, self._dtype)}
+        state = self.state.continued(carry["state"], one.state)
+        gone_on = later | {"metrics": one.metrics, "state": state}
+        return Looks(
+            begun,
+            whole,
+            one,
+            self._look(second, later, rest)[0],
+            self._look(second, gone_on, rest, carried=(CARRIED, None))[0],
+        )
+
+    def _look(self, data, carry, given=None, carried=(CARRIED,)):
+        """Return a `Look`, and the outputs with their masks.
+
+        Args:
+            data: Tuple ``(x, y, sample_weight)`` of some samples.
+            carry: What they begin with.
+            given: Outputs and masks of these samples when more ran with them: losses and metrics
+                are compared at the same outputs, whatever layers draw.
+            carried: Kinds of layers' state that go on from the samples before.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with self._scope(None, carry, _rows(x), carried) as scope:
+            y_pred = self.call(x)
+            outputs = with_masks(y_pred)
+            if given is not None and not (self.shares.is_own and self.model.losses):
+                y_pred = masked(*given)
+            answers = self.shares.answers(x, y, y_pred, copies(sample_weight))
+            state = self.state.read(scope)
+        seeds = [scope.get_current_value(v) for v in self.seeds]
+        metrics = self.metrics_of_batch.updated(carry["metrics"], y, y_pred, copies(sample_weight))
+        return Look(state, answers, metrics, seeds), outputs
 
     @property
     def losses(self):
@@ -99,8 +169,7 @@ class Passes:
 
     def count(self, data):
         """Return the number of samples in `data` as a scalar."""
-        first = next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
-        return ops.cast(ops.shape(first)[0], self._dtype)
+        return ops.cast(_rows(data), self._dtype)
 
     def open(self):
         """Return the accumulator's totals of no gradient: one per weight, for each loss."""
@@ -122,8 +191,8 @@ class Passes:
     def measure(self, data):
         """Return the masses of a micro-batch, one scalar per loss."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with self._scope():
-            y_pred = self.call(x) if self.shares.needs_masks else None
+        with self._scope(rows=_rows(x)):
+            y_pred = self.call(x) if self.shares.needs_outputs else None
             return self.shares.masses(y, y_pred, sample_weight, self._dtype)
 
     def carry(self):
@@ -132,8 +201,7 @@ class Passes:
         return {
             "seeds": [own_seed(v.value) for v in self.seeds],
             "metrics": [v.value for v in self.metrics],
-            "averages": [v.value for v in self._averaged],
-            "spreads": [ops.zeros_like(self._averaged[i].value) for i in self._normalizations],
+            "state": self.state.open(),
             "samples": zero,
             "loss": ops.zeros((), keras.config.floatx()),
             "parts": [ops.zeros((), loss.loss.dtype) for loss in self.shares.losses],
@@ -151,46 +219,41 @@ class Passes:
             part: What of the micro-batch counts here, 1/n if n replicas run it, or None for all.
 
         Returns:
-            Tuple ``(totals, carry, logs)``; logs is what a model's own `compute_metrics` returned,
-            which is called for each micro-batch.
+            Tuple ``(totals, carry, outputs)``; outputs are the model's outputs and their masks if
+            `gathers`, else None.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         samples = self.count(x)
 
         def share(weights):
-            with self._scope(weights, carry) as scope:
+            with self._scope(weights, carry, _rows(x)) as scope:
                 y_pred = self.call(x)
                 loss, logged, parts = self.shares.of(x, y, y_pred, sample_weight, samples, whole)
                 if part is not None:
                     loss, logged, parts = keras.tree.map_structure(
                         lambda value: value * part, (loss, logged, parts)
                     )
-                values = [scope.get_current_value(v) for v in [*self.seeds, *self._averaged]]
+                seeds = [scope.get_current_value(v) for v in self.seeds]
+                state = self.state.read(scope)
                 metrics = [scope.get_current_value(v) for v in self.metrics]
             if whole.scale is not None:
                 loss = keras.tree.map_structure(lambda v: v * ops.cast(whole.scale, v.dtype), loss)
-            return loss, (y_pred, logged, parts, values, metrics)
+            return loss, (y_pred, logged, parts, seeds, state, metrics)
 
-        totals, (y_pred, logged, parts, values, metrics), square = steps.add_gradients(
+        totals, (y_pred, logged, parts, seeds, state, metrics), square = steps.add_gradients(
             share, self, totals, whole.factor
         )
-        with self._scope(None, carry | {"metrics": metrics}) as scope:
-
-            def track():
-                times = whole.samples / samples
-                own = [value * ops.cast(times, value.dtype) for value in (logged, *parts)]
-                self._track(own[0], own[1:], samples, samples)
-
-            logs = self._update_metrics(x, y, y_pred, sample_weight, track)
-            metrics = [scope.get_current_value(v) for v in self.metrics]
+        fraction = samples / whole.samples
+        if not self.has_own_metrics:
+            metrics = self.metrics_of_batch.added(
+                carry["metrics"], metrics, y, y_pred, sample_weight, fraction
+            )
         if part is not None:
             samples = samples * part
             metrics = [
                 old + ops.cast((new - old) * part, old.dtype)
                 for old, new in zip(carry["metrics"], metrics, strict=True)
             ]
-        seeds, averages = values[: len(self.seeds)], values[len(self.seeds) :]
-        averages, spreads = self._mean_state(carry, averages, samples)
         noise = list(carry["noise"])
         if noise:
             # Q of noise_scale.py: the gradient here is that of the mean, times samples / whole.
@@ -199,33 +262,36 @@ class Passes:
         carry = {
             "seeds": seeds,
             "metrics": metrics,
-            "averages": averages,
-            "spreads": spreads,
+            "state": self.state.add(carry["state"], state, carry["samples"], samples),
             "samples": carry["samples"] + samples,
             "loss": carry["loss"] + logged,
             "parts": [total + part for total, part in zip(carry["parts"], parts, strict=True)],
             "noise": noise,
         }
-        return totals, carry, logs
+        return totals, carry, with_masks(y_pred) if self.gathers else None
 
-    def finish(self, totals, carry, rows):
-        """Update the model and its metrics with the batch; return the logs, if `add` does not.
+    def finish(self, totals, carry, rows, data=None, outputs=()):
+        """Update the model and its metrics with the batch; return the logs.
 
         Args:
             totals: The accumulator's totals after the last micro-batch.
             carry: The carry after the last micro-batch.
             rows: Samples of the batch as an int, or None where a graph does not know them.
+            data: Tuple ``(x, y, sample_weight)`` of the batch if `gathers`.
+            outputs: What `add` returned for each micro-batch if `gathers`.
         """
         totals, carry = self._over_replicas(totals, carry)
         for variable, value in zip(self.seeds, carry["seeds"], strict=True):
             variable.assign(next_seed(variable.value, value))
         for variable, value in zip(self.metrics, carry["metrics"], strict=True):
             variable.assign(value)
-        for variable, value in zip(self._averaged, self._final_state(carry), strict=True):
-            variable.assign(value)
-        if not self.has_own_metrics:
-            rows = rows if replicas.count() == 1 or rows is None else carry["counted"]
-            self._track(carry["loss"], carry["parts"], carry["counted"], rows)
+        self.state.assign(carry["state"], carry["samples"])
+        rows = rows if replicas.count() == 1 or rows is None else carry["counted"]
+        self._track(carry["loss"], carry["parts"], carry["counted"], rows)
+        x, y, sample_weight = data or (None, None, None)
+        y_pred = joined(outputs) if outputs else None
+        if outputs and not self.has_own_metrics:
+            self.metrics_of_batch.update(y, y_pred, sample_weight)
         totals = [t if has else None for t, has in zip(totals, self.has_gradient, strict=True)]
         if self.noise is not None:
             self._observe_noise(totals, carry)
@@ -233,7 +299,9 @@ class Passes:
             self.accumulator.close(totals)
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
-        return {} if self.has_own_metrics else self.model.get_metrics_result()
+        if self.has_own_metrics:
+            return self.model.compute_metrics(x, y, y_pred, sample_weight)
+        return self.model.get_metrics_result()
 
     def call(self, x):
         """Return the model's outputs in training."""
@@ -241,29 +309,34 @@ class Passes:
             return self.model(x, training=True)
         return self.model(x)
 
-    def _update_metrics(self, x, y, y_pred, sample_weight, track):
-        if self.has_own_metrics:
-            track()  # Keras' own metric of the loss, which they may look at
-            return self.model.compute_metrics(x, y, y_pred, sample_weight)
-        if self.model._compile_metrics is not None:
-            self.model._compile_metrics.update_state(y, y_pred, sample_weight)
-        return {}
-
     def _track(self, loss, parts, samples, rows):
         self.model._loss_tracker.update_state(loss, sample_weight=samples)
         self.shares.track(parts, rows)
 
-    def _scope(self, weights=None, carry=None):
-        mapping = steps.current_values([*self.weights, *self.model.non_trainable_variables])
-        mapping += ((variable, variable.value) for variable in self._averaged)
+    @contextlib.contextmanager
+    def _scope(self, weights=None, carry=None, rows=None, carried=(CARRIED,)):
+        """Give the scope of a forward pass that begins with what `carry` says.
+
+        Args:
+            weights: Values of the trained weights, or None for their own.
+            carry: The carry of the micro-batches before, or None at the batch's beginning.
+            rows: Samples of the micro-batch.
+            carried: Kinds of layers' state that go on from the micro-batch before.
+        """
+        totals, start = (None, 0) if carry is None else (carry["state"], carry["samples"])
+        pairs = steps.current_values([*self.weights, *self.model.non_trainable_variables])
         # Keras looks for a regularized weight nowhere but in the scope.
-        mapping += ((w, w.value) for w in self.weights if w.regularizer is not None)
+        pairs += ((w, w.value) for w in self.weights if w.regularizer is not None)
         if weights is not None:
-            mapping += zip(self.weights, weights, strict=True)
+            pairs += zip(self.weights, weights, strict=True)
         if carry is not None:
-            mapping += zip(self.seeds, carry["seeds"], strict=True)
-            mapping += zip(self.metrics, carry["metrics"], strict=True)
-        return keras.StatelessScope(mapping, collect_losses=True)
+            pairs += zip(self.seeds, carry["seeds"], strict=True)
+            pairs += zip(self.metrics, carry["metrics"], strict=True)
+        with self.state.placed(totals, start, rows, carried) as placed:
+            mapping = {id(variable): (variable, value) for variable, value in [*pairs, *placed]}
+            reassigned = self.weights if backend.KEEPS_ALL_ASSIGNMENTS else ()
+            with CallScope(mapping.values(), reassigned) as scope:
+                yield scope
 
     def _over_replicas(self, totals, carry):
         if replicas.count() == 1:
@@ -273,8 +346,7 @@ class Passes:
             totals,
             carry | {"present": present},
             [v.value for v in self.metrics],
-            [v.value for v in self._averaged],
-            [mean for mean, _ in self._normalizations.values()],
+            self.state.before(carry["state"]),
         )
         if present:
             self.has_gradient = [bool(count) for count in carry["present"][0]]
@@ -297,28 +369,12 @@ class Passes:
             )
         )
 
-    def _mean_state(self, carry, values, samples):
-        # Welford's running mean and sum of squares, with samples as weights.
-        share = samples / (carry["samples"] + samples)
-        means, spreads = [], list(carry["spreads"])
-        for old, new in zip(carry["averages"], values, strict=True):
-            if keras.backend.is_float_dtype(old.dtype):
-                means.append(old + (new - old) * ops.cast(share, old.dtype))
-            else:
-                means.append(new)
-        for place, (mean, _) in enumerate(self._normalizations.values()):
-            old, new = carry["averages"][mean], values[mean]
-            has_mean = ops.cast(carry["samples"] > 0, old.dtype)
-            weight = has_mean * ops.cast(samples, old.dtype)
-            spreads[place] = spreads[place] + weight * (new - old) * (new - means[mean])
-        return means, spreads
 
-    def _final_state(self, carry):
-        values = list(carry["averages"])
-        # A moving mean has moved by 1 - momentum of what the batch's mean is away.
-        for spread, (variance, (_, momentum)) in zip(
-            carry["spreads"], self._normalizations.items(), strict=True
-        ):
-            between = spread / ops.cast(carry["samples"], spread.dtype)
-            values[variance] = values[variance] + between / (1.0 - momentum)
-        return values
+def copies(data):
+    """Return copies of nested arrays: Keras on PyTorch multiplies weights by masks in place."""
+    return keras.tree.map_structure(lambda leaf: None if leaf is None else ops.copy(leaf), data)
+
+
+def _rows(x):
+    leaf = first(x)
+    return ops.shape(leaf)[0] if leaf.shape[0] is None else leaf.shape[0]

@@ -34,17 +34,27 @@ def training_reasons(model, data, whole, differences):
         f"{_name(layer)} drew random numbers, and draws others for each micro-batch."
         for layer in _once(drawers)
     ]
-    for layer in _owners(model, whole.trial.assigned()):
-        if isinstance(layer, keras.layers.BatchNormalization):
-            reasons.append(
-                f"{_name(layer)} normalized each micro-batch by the micro-batch's own mean and "
-                "variance."
-            )
-        else:
-            reasons.append(
-                f"{_name(layer)} keeps state of its own, which each micro-batch assigned."
-            )
+    reasons += [
+        f"{_name(layer)} normalized each micro-batch by the micro-batch's own mean and variance."
+        for layer in _owners(model, whole.trial.assigned())
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
     return reasons
+
+
+def state_reasons(state, parts, tolerance):
+    """Return which state and which numbers of a micro-batch do not add up to the batch's."""
+    unknown = [
+        f"{name[:1].upper()}{name[1:]} is neither a mean nor a sum over samples, but a function of "
+        "the batch."
+        for name in parts.trial.unknown
+    ]
+    named = " ".join(parts.trial.unknown)
+    return unknown + [
+        f"The state {name} ends with another value: {difference:.1e} apart."
+        for name, difference in state.items()
+        if not difference <= tolerance and name not in named
+    ]
 
 
 def crossing_reasons(model, data, size, training, tolerance):
@@ -63,34 +73,32 @@ def crossing_reasons(model, data, size, training, tolerance):
     return []
 
 
-def loss_reasons(model, whole, parts, tolerance):
-    """Return which losses of the whole batch are not the sum of their shares."""
+def loss_reasons(parts, data, size, tolerance):
+    """Return the losses whose gradient by the outputs differs in micro-batches.
 
-    def same(one, other, scale):
-        return abs(one - other) <= tolerance * scale
+    The outputs are held fixed, so what layers do plays no part.
 
-    if type(model).compute_loss is not keras.Model.compute_loss:
-        if same(whole.loss, parts.loss, max(abs(whole.loss), abs(parts.loss))):
-            return []
-        return [f"{type(model).__name__}.compute_loss {_not_a_mean(whole.loss, parts.loss)}"]
-    reasons, added, added_in_parts = [], whole.loss, parts.loss
-    losses = whole.trial.shares.losses
-    for record, one, other in zip(losses, whole.parts, parts.parts, strict=True):
-        weight = 1.0 if record.loss_weights is None else float(record.loss_weights)
-        added, added_in_parts = added - weight * one, added_in_parts - weight * other
-        if not same(one, other, max(abs(one), abs(other))):
-            output = f" of output {record.name!r}" if len(losses) > 1 else ""
-            reasons.append(f"The loss {record.loss.name!r}{output} {_not_a_mean(one, other)}")
-    if not same(added, added_in_parts, max(abs(whole.loss), abs(parts.loss))):
-        reasons.append(f"A loss that a layer adds {_not_a_mean(added, added_in_parts)}")
-    return reasons
-
-
-def _not_a_mean(whole, parts):
-    return (
-        f"is not a mean over samples: {whole:.6g} for the batch, {parts:.6g} as the mean of its "
-        "micro-batches. Return one number per sample."
-    )
+    Args:
+        parts: `Record` of the batch in micro-batches.
+        data: Tuple ``(x, y, sample_weight)`` of the batch.
+        size: Samples per micro-batch.
+        tolerance: Relative difference that rounding explains.
+    """
+    gradients = [parts.trial.gradients_by_outputs(data, each) for each in (count(data), size)]
+    found = []
+    unknown = " ".join(parts.trial.unknown).lower()
+    for name, whole, other in zip(parts.trial.loss_names, *gradients, strict=True):
+        if name.lower() in unknown:
+            continue
+        difference = max(largest(a - b) for a, b in zip(whole, other, strict=True))
+        scale = max(largest(array) for array in (*whole, *other))
+        if not difference <= tolerance * scale:
+            found.append(
+                f"{name} is not a mean over samples: its gradient by the outputs is "
+                f"{difference / scale:.1e} apart in micro-batches. Return one number per sample "
+                "that depends on that sample alone."
+            )
+    return found
 
 
 def _name(layer):

@@ -55,6 +55,22 @@ def require_whole_windows(model):
             )
 
 
+def require_single_update(optimizer):
+    """Raise if an optimizer of Keras makes one update of several batches.
+
+    Raises:
+        ValueError: It, or one that it wraps, has `gradient_accumulation_steps`.
+    """
+    for each in chain(optimizer):
+        accumulated = getattr(each, "gradient_accumulation_steps", None)
+        if accumulated:
+            raise ValueError(
+                "microbatch makes one update of each batch, and the optimizer accumulates several: "
+                f"got {type(each).__name__}(gradient_accumulation_steps={accumulated}). Leave it "
+                f"out, and give fit a batch_size {accumulated} times as large."
+            )
+
+
 def _window(optimizer):
     if hasattr(optimizer, "accumulation_steps"):
         steps = optimizer.get_config()["accumulation_steps"]

@@ -10,9 +10,10 @@ from keras import ops
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.fused import BatchBuffer
 from tensorflow_ranger.backend import steps
-from tensorflow_ranger.backend.steps.samples import count
+from tensorflow_ranger.backend.steps.samples import count, split
 from tensorflow_ranger.training.loss_shares import LossShares
-from tensorflow_ranger.training.passes import Passes
+from tensorflow_ranger.training.metrics_of_batch import masked, with_masks
+from tensorflow_ranger.training.passes import Passes, Whole, copies
 
 
 class Trial(Passes):
@@ -27,30 +28,94 @@ class Trial(Passes):
     def __init__(self, model, is_whole, training):
         super().__init__(model, _Recorder(model.optimizer, model.trainable_variables))
         self._training = training
+        self._is_whole = is_whole
         if is_whole:
             self.shares = _KerasLoss(model)
 
-    def finish(self, totals, carry, rows):
+    def examine(self, run, data, size):
+        """Find out what `prepare` left open; of a whole batch nothing is."""
+        if not self._is_whole:
+            super().examine(run, data, size)
+
+    def finish(self, totals, carry, rows, data=None, outputs=()):
         """Return the record of the batch."""
         return {
             "totals": totals,
             "seeds": carry["seeds"],
+            "state": self.state.final(carry["state"], carry["samples"]),
             "loss": carry["loss"],
             "parts": carry["parts"],
         }
 
+    @property
+    def gathers(self):
+        """Whether `finish` needs the batch's outputs: it looks at no metric."""
+        return False
+
+    @property
+    def loss_names(self):
+        """How to name to the user each loss that `gradients_by_outputs` differentiates."""
+        losses = self.shares.losses
+        if not losses:
+            return [f"{type(self.model).__name__}.compute_loss"]
+        return [
+            f"The loss {record.loss.name!r}"
+            + (f" of output {record.name!r}" if len(losses) > 1 else "")
+            for record in losses
+        ]
+
+    def gradients_by_outputs(self, data, size):
+        """Return for each loss its gradients by the model's outputs, as NumPy arrays.
+
+        Args:
+            data: Tuple ``(x, y, sample_weight)`` of the batch.
+            size: Samples of the micro-batches in which the losses are computed.
+        """
+        with backend.kept(self.model):
+            with self._scope(rows=count(data)):
+                y_pred = self.call(data[0])
+            outputs, masks = with_masks(y_pred)
+            leaves = keras.tree.flatten(outputs)
+            places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
+            own = backend.gradients(
+                lambda values: self._losses_of(
+                    outputs, masks, dict(zip(places, values, strict=True)), data, size
+                ),
+                [leaves[i] for i in places],
+                len(self.loss_names),
+            )
+        return [[np.asarray(ops.convert_to_numpy(g), "float64") for g in each] for each in own]
+
+    def _losses_of(self, outputs, masks, values, data, size):
+        leaves = [values.get(i, leaf) for i, leaf in enumerate(keras.tree.flatten(outputs))]
+        batch = (*data, keras.tree.pack_sequence_as(outputs, leaves), masks)
+        samples = ops.cast(count(data), self._dtype)
+        masses, sums = None, 0.0
+        if self.needs_masses:
+            measured = [
+                self.shares.masses(y, masked(y_pred, own), weight, self._dtype)
+                for _, y, weight, y_pred, own in split(batch, size)
+            ]
+            masses = [sum(each) for each in zip(*measured, strict=True)]
+        whole = Whole(samples, masses, None, None)
+        sums = [0.0] * len(self.loss_names)
+        with self._scope(rows=count(data)):
+            for x, y, weight, y_pred, own in split(batch, size):
+                y_pred = masked(y_pred, own)
+                weight = copies(weight)
+                loss, _, parts = self.shares.of(x, y, y_pred, weight, self.count(x), whole)
+                sums = [a + ops.sum(b) for a, b in zip(sums, parts or [loss], strict=True)]
+        return sums
+
     def assigned(self):
         """Return the variables of floats that layers assigned, seeds apart."""
-        return [v for v in self._averaged if keras.backend.is_float_dtype(v.dtype)]
+        return [v for v in self.state.variables if keras.backend.is_float_dtype(v.dtype)]
 
     def call(self, x):
         """Return the model's outputs."""
         if self.model._call_has_training_arg:
             return self.model(x, training=self._training)
         return self.model(x)
-
-    def _update_metrics(self, x, y, y_pred, sample_weight, track):
-        return {}
 
 
 class _Recorder(BatchBuffer):
@@ -74,12 +139,12 @@ class _KerasLoss(LossShares):
 
     def of(self, x, y, y_pred, sample_weight, samples, whole):
         # Keras on torch multiplies the sample weights by the mask in place.
-        copy = _copy(sample_weight)
+        copy = copies(sample_weight)
         _, logged, parts = super().of(x, y, y_pred, copy, samples, whole)
-        loss = self._model._compute_loss(
+        loss = self.model._compute_loss(
             x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
         )
-        return ops.sum(loss), logged, parts
+        return ops.sum(ops.convert_to_tensor(loss)), logged, parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +155,7 @@ class Record:
         trial: The passes that ran.
         totals: For each trainable variable the two sums of `_Recorder`.
         seeds: The seeds' values after the batch.
+        state: The layers' state after the batch, by path.
         loss: The batch's loss.
         parts: The compiled losses' shares of it.
     """
@@ -97,6 +163,7 @@ class Record:
     trial: Trial
     totals: list
     seeds: list
+    state: dict
     loss: float
     parts: list
 
@@ -117,7 +184,7 @@ def _run(trial, data, size):
         state = tuple([ops.copy(v.value) for v in group] for group in groups)
         compiled = bool(model.jit_compile and not model.run_eagerly)
     with backend.kept(model):
-        logs, _ = steps.make_step(trial, "host", compiled).run(state, _copy(data), size, None)
+        logs, _ = steps.make_step(trial, "host", compiled).run(state, copies(data), size, None)
     totals = [
         # PyTorch has no gradient for what the loss doesn't depend on.
         np.zeros((2, *weight.shape)) if total is None else ops.convert_to_numpy(total)
@@ -127,6 +194,10 @@ def _run(trial, data, size):
         trial,
         [total.astype("float64") for total in totals],
         [ops.convert_to_numpy(seed) for seed in logs["seeds"]],
+        {
+            trial.state.name(place): np.asarray(ops.convert_to_numpy(value), "float64")
+            for place, value in enumerate(logs["state"])
+        },
         float(ops.convert_to_numpy(logs["loss"])),
         [float(ops.convert_to_numpy(part)) for part in logs["parts"]],
     )
@@ -151,6 +222,25 @@ def differences_of(whole, parts, tolerance):
     return differences
 
 
+def state_differences_of(whole, parts, tolerance):
+    """Return how far apart the state that layers assign ends, relative to how far it moved."""
+    differences = {}
+    before = {
+        whole.trial.state.name(place): np.asarray(ops.convert_to_numpy(v.value), "float64")
+        for place, v in enumerate(whole.trial.state.variables)
+    }
+    for name, value in whole.state.items():
+        with np.errstate(invalid="ignore"):
+            difference = largest(value - parts.state[name])
+        scale = max(
+            largest(value - before[name]),
+            largest(parts.state[name] - before[name]),
+            min(1.0, 32 * tolerance) * largest(value),
+        )
+        differences[name] = float(difference and difference / scale)
+    return differences
+
+
 def largest(array):
     """Return the largest magnitude in a NumPy array."""
     return float(np.max(np.abs(array), initial=0.0))
@@ -161,5 +251,5 @@ def is_over(differences, tolerance):
     return not all(difference <= tolerance for difference in differences.values())
 
 
-def _copy(data):
-    return keras.tree.map_structure(lambda leaf: None if leaf is None else ops.copy(leaf), data)
+def _is_float(tensor):
+    return keras.backend.is_float_dtype(tensor.dtype)

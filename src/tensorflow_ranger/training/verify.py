@@ -9,10 +9,22 @@ import keras
 import numpy as np
 from keras import ops
 
-from tensorflow_ranger.backend import replicas
+from tensorflow_ranger import backend
+from tensorflow_ranger.backend import keras_internals, replicas
 from tensorflow_ranger.optimizers import arguments
-from tensorflow_ranger.training.reasons import crossing_reasons, loss_reasons, training_reasons
-from tensorflow_ranger.training.trial import differences_of, is_over, run_both
+from tensorflow_ranger.training.microbatch import overridden_step
+from tensorflow_ranger.training.reasons import (
+    crossing_reasons,
+    loss_reasons,
+    state_reasons,
+    training_reasons,
+)
+from tensorflow_ranger.training.trial import (
+    differences_of,
+    is_over,
+    run_both,
+    state_differences_of,
+)
 
 # What numbers of each dtype are apart at 1.
 _EPSILONS = {"bfloat16": 2**-7, "float16": 2**-10, "float32": 2**-23, "float64": 2**-52}
@@ -27,9 +39,12 @@ class Verification:
         differences: For each variable's path, the largest difference between an element of the two
             gradients, relative to the variable's scale.
         tolerance: The largest difference that rounding explains.
-        reasons: Sentences that say why the gradients differ; empty if they are the same.
+        reasons: Sentences that say why the gradients or the state differ; empty if they are the
+            same.
         size: Samples per micro-batch.
         samples: Samples of the batch.
+        state: For each variable that layers assign, the largest difference between an element of
+            its two values after the batch, relative to how far it moved.
     """
 
     differences: Mapping[str, float]
@@ -37,15 +52,18 @@ class Verification:
     reasons: tuple[str, ...]
     size: int
     samples: int
+    state: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def exact(self):
-        """Whether no difference is larger than rounding explains."""
-        return all(difference <= self.tolerance for difference in self.differences.values())
+        """Whether no difference, of gradients or of state, is larger than rounding explains."""
+        both = (*self.differences.values(), *self.state.values())
+        return all(difference <= self.tolerance for difference in both)
 
     def __str__(self):
         # A NaN is the largest.
-        ordered = sorted(self.differences.items(), key=lambda item: -np.nan_to_num(item[1], nan=9))
+        both = {**self.differences, **self.state}
+        ordered = sorted(both.items(), key=lambda item: -np.nan_to_num(item[1], nan=9))
         width = max([len("variable"), *(len(path) for path, _ in ordered[:_ROWS])])
         lines = [f"{'variable':<{width}}  difference"]
         lines += [f"{path:<{width}}  {difference:>10.1e}" for path, difference in ordered[:_ROWS]]
@@ -106,7 +124,8 @@ def verify(model, batch, size: int):
     """
     _check(model)
     size = arguments.count("size", size, "It is the number of samples of a micro-batch.")
-    data = _data(batch)
+    with backend.kept(model):  # PyTorch's loader draws a seed
+        data = _data(batch)
     samples = _samples(data)
     with warnings.catch_warnings():
         # They say what the reasons say.
@@ -115,21 +134,21 @@ def verify(model, batch, size: int):
         tolerance = _tolerance(model)
         whole, parts = run_both(model, data, size, training=True)
         differences = differences_of(whole, parts, tolerance)
-        found = Verification(differences, tolerance, (), size, samples)
+        state = state_differences_of(whole, parts, tolerance)
+        found = Verification(differences, tolerance, (), size, samples, state)
         if found.exact:
             return found
         reasons = training_reasons(model, data, whole, differences)
+        reasons += state_reasons(state, parts, tolerance)
+        unknown = parts.trial.unknown
         whole, parts = run_both(model, data, size, training=False)
         is_also_in_inference = is_over(differences_of(whole, parts, tolerance), tolerance)
-        if is_also_in_inference:
-            reasons += (
-                crossing_reasons(model, data, size, False, tolerance)
-                or loss_reasons(model, whole, parts, tolerance)
-                or [_UNEXPLAINED]
-            )
-        elif not reasons:
-            reasons += crossing_reasons(model, data, size, True, tolerance) or [_UNEXPLAINED]
-    return dataclasses.replace(found, reasons=tuple(reasons))
+        if is_also_in_inference or not reasons:
+            training = not is_also_in_inference
+            more = crossing_reasons(model, data, size, training, tolerance)
+            more = more or loss_reasons(parts, data, size, tolerance)
+            reasons += more or ([] if unknown else [_UNEXPLAINED])
+    return dataclasses.replace(found, reasons=tuple(dict.fromkeys(reasons)))
 
 
 _UNEXPLAINED = (
@@ -173,7 +192,7 @@ def _check(model):
             "verify compares on one replica: got a model that several train. Build the same model "
             "without a distribution, and verify that."
         )
-    if not type(model).train_step.__module__.startswith("keras."):
+    if overridden_step(model) is not None:
         raise ValueError(
             f"verify runs Keras' own train_step, and {type(model).__name__} overrides it. Compare "
             "its weights after an update instead."
@@ -182,29 +201,25 @@ def _check(model):
 
 def _data(batch):
     """Return ``(x, y, sample_weight)`` of tensors, converted as `fit` does."""
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-    if keras.tree.is_nested(y) and not keras.tree.is_nested(sample_weight):
-        # One array, or None, stands for all outputs.
-        weight = sample_weight
-        sample_weight = None if weight is None else keras.tree.map_structure(lambda _: weight, y)
-    return keras.tree.map_structure(_tensor, (x, y, sample_weight))
+    data = keras.utils.unpack_x_y_sample_weight(batch)
+    samples = _samples(data)
+    data = keras_internals.as_fit_converts(*data, samples)
+    return keras.tree.map_structure(_tensor, data)
 
 
 def _tensor(leaf):
-    if leaf is None:
-        return None
-    if not hasattr(leaf, "shape") or len(leaf.shape) == 0:
-        raise ValueError(
-            "The arrays of batch must have a leading axis, the samples: got "
-            f"{type(leaf).__name__} of shape {getattr(leaf, 'shape', None)}."
-        )
-    if isinstance(leaf, np.ndarray) and np.issubdtype(leaf.dtype, np.floating):
-        return ops.convert_to_tensor(leaf, dtype=keras.config.floatx())
-    return ops.convert_to_tensor(leaf)
+    return ops.convert_to_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _samples(data):
-    shapes = [tuple(leaf.shape) for leaf in keras.tree.flatten(data) if leaf is not None]
+    leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
+    for leaf in leaves:
+        if not hasattr(leaf, "shape") or len(leaf.shape) == 0:
+            raise ValueError(
+                "The arrays of batch must have a leading axis, the samples: got "
+                f"{type(leaf).__name__} of shape {getattr(leaf, 'shape', None)}."
+            )
+    shapes = [tuple(leaf.shape) for leaf in leaves]
     counts = {int(shape[0]) for shape in shapes}
     if len(counts) != 1 or counts == {0}:
         raise ValueError(

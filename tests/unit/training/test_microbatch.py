@@ -148,14 +148,66 @@ def test_frozen_layers_and_models_without_weights():
     np.testing.assert_array_equal(model.layers[0].kernel, kernel)
 
 
-def test_a_loss_without_reduction_to_samples_is_told_once():
-    def total(y_true, y_pred):
-        return keras.ops.sum((y_true - y_pred) ** 2)
+def test_a_loss_that_is_a_function_of_the_batch_is_told_once():
+    def largest(y_true, y_pred):
+        return keras.ops.max((y_true - y_pred) ** 2)
 
     model = dense_model()
-    model.compile("sgd", loss=total)
-    with pytest.warns(UserWarning, match="total returns one number for all samples"):
+    model.compile("sgd", loss=largest)
+    with pytest.warns(UserWarning, match="the loss 'largest' is not what the whole") as told:
         fit(ranger.microbatch(model, SIZE))
+    assert sum("largest" in str(each.message) for each in told) == 1
+
+
+@pytest.mark.parametrize("name", ["train_step", "make_train_function"])
+def test_a_training_step_on_the_instance_is_refused(name):
+    model = dense_model()
+    setattr(model, name, lambda *args: None)
+    with pytest.raises(ValueError, match=f"microbatch replaces {name}, and Sequential overrides"):
+        ranger.microbatch(model, SIZE)
+
+
+def test_a_test_step_on_the_instance_is_called():
+    model = dense_model()
+    model.test_step = lambda *args: {"mine": keras.ops.zeros(())} if len(args) == 1 else (
+        {"mine": keras.ops.zeros(())},
+        args[0],
+    )
+    fit(ranger.microbatch(model, SIZE))
+    assert model.evaluate(*data(), verbose=0, return_dict=True) == {"mine": 0.0}
+
+
+def test_an_optimizer_that_accumulates_is_refused():
+    optimizer = keras.optimizers.Adam(gradient_accumulation_steps=4)
+    model = ranger.microbatch(dense_model(optimizer=optimizer), SIZE)
+    with pytest.raises(ValueError, match=r"Adam\(gradient_accumulation_steps=4\).*4 times"):
+        fit(model)
+
+
+def test_a_subclass_named_sgd_keeps_its_own_update():
+    class SGD(keras.optimizers.Optimizer):
+        momentum, nesterov = 0.5, False
+
+        def update_step(self, gradient, variable, learning_rate):
+            self.assign_sub(variable, 3.0 * keras.ops.sign(gradient) * learning_rate)
+
+    class Named(keras.optimizers.SGD):
+        def update_step(self, gradient, variable, learning_rate):
+            super().update_step(3.0 * keras.ops.sign(gradient), variable, learning_rate)
+
+    Named.__name__ = "SGD"
+    for make in (lambda: SGD(0.01), lambda: Named(0.01, momentum=0.5)):
+        whole, parts = dense_model(optimizer=make()), dense_model(optimizer=make())
+        fit(whole)
+        fit(ranger.microbatch(parts, SIZE))
+        assert_same_weights(parts, whole, 1e-5)
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="Keras refuses it on PyTorch alone")
+def test_several_batches_in_a_step_are_refused_as_keras_refuses_them():
+    model = ranger.microbatch(dense_model(steps_per_execution=4), SIZE)
+    with pytest.raises(ValueError, match=r"steps_per_execution` must be 1 with the PyTorch"):
+        fit(model)
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True, "large"])
@@ -180,8 +232,13 @@ def test_a_model_with_its_own_train_step_is_refused():
         def train_step(self, data):
             raise NotImplementedError
 
-    with pytest.raises(ValueError, match=r"Own overrides it. Use RangerOptimizer"):
-        ranger.microbatch(Own(), 4)
+    class Makes(keras.Model):
+        def make_train_function(self, force=False):
+            raise NotImplementedError
+
+    for cls in (Own, Makes):
+        with pytest.raises(ValueError, match=r"overrides it. Use RangerOptimizer"):
+            ranger.microbatch(cls(), 4)
 
 
 @pytest.mark.skipif(keras.config.backend() != "jax", reason="only XLA on JAX tells what it needs")

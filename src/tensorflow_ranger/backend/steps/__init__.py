@@ -20,3 +20,4 @@ is_out_of_memory = _active.is_out_of_memory
 make_step = _active.make_step
 rows = _active.rows
 trainer_overrides = _active.trainer_overrides
+without_optionals = _active.without_optionals

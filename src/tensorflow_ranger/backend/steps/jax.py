@@ -37,6 +37,11 @@ def trainer_overrides(model):
     return {}
 
 
+def without_optionals(data):
+    """Return `data` of an iterator with None for what is not there: it is so already."""
+    return data
+
+
 def make_step(passes, loop, compiled):
     """Return the step of one device, or that of the replicas of Keras' distribution."""
     if replicas.has_several(passes.weights):

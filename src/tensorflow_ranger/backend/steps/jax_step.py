@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from tensorflow_ranger.backend.jax import squared_norm
-from tensorflow_ranger.backend.steps.samples import count, cut, split
+from tensorflow_ranger.backend.steps.samples import count, cut, has_sparse, split
 
 
 def current_values(variables):
@@ -111,9 +111,17 @@ class JaxStep:
         """
         self._prepare(state, data, size)
         self._require_memory(state, data, size)
-        if self._loop == "device":
-            return self._whole(state, data, size, rows)
-        return self._run_on_host(state, data, size, rows)
+        if self._is_on_host(data):
+            return self._run_on_host(state, data, size, rows)
+        return self._whole(state, data, size, rows)
+
+    def _is_on_host(self, data):
+        # A compiled loop cuts arrays, and returns no outputs.
+        return self._loop == "host" or self._passes.gathers or has_sparse(data)
+
+    def require_rows(self, samples):
+        """Raise if layers keep state for another number of samples."""
+        self._passes.state.require_rows(samples)
 
     def _run_on_host(self, state, data, size, rows):
         trainable, non_trainable, optimizer, metrics = state
@@ -130,13 +138,14 @@ class JaxStep:
             measured = [self._measure(trainable, non_trainable, m) for m in micro_batches]
             masses = jax.tree.map(lambda *values: sum(values), *measured)
         whole = (np.asarray(count(data), carry["samples"].dtype), masses, factor, scale)
-        logs = {}
+        outputs = []
         for micro_batch in micro_batches:
-            totals, carry, logs = self._add(
+            totals, carry, output = self._add(
                 totals, carry, trainable, non_trainable, micro_batch, whole
             )
-        more, state = self._finish(trainable, optimizer, totals, non_trainable, carry, rows)
-        return more | logs, state
+            outputs.append(output)
+        batch = (data, outputs) if self._passes.gathers else (None, ())
+        return self._finish(trainable, optimizer, totals, non_trainable, carry, rows, *batch)
 
     def _open(self, held, optimizer, non_trainable, metrics):
         with self._scope(optimizer=self._merged(optimizer, held)):
@@ -154,11 +163,11 @@ class JaxStep:
         with self._scope(trainable, non_trainable, metrics=carry["metrics"]):
             return self._passes.add(totals, carry, data, self._passes.whole(*whole))
 
-    def _close(self, trainable, optimizer, totals, non_trainable, carry, rows):
+    def _close(self, trainable, optimizer, totals, non_trainable, carry, rows, data, outputs):
         optimizer = self._merged(optimizer, totals if self._passes.accumulator.slots else ())
         scope = self._scope(trainable, non_trainable, optimizer, carry["metrics"])
         with scope:
-            logs = self._passes.finish(totals, carry, rows)
+            logs = self._passes.finish(totals, carry, rows, data, outputs)
         return logs, self._state(scope)
 
     def _run_on_device(self, state, data, size, rows):
@@ -224,7 +233,7 @@ class JaxStep:
         if not self._compiled:
             return 0, 0
         self._prepare(state, data, size)
-        if self._loop == "device":
+        if not self._is_on_host(data):
             return _temporaries(self._lowered(state, data, size)), 0
         trainable, non_trainable, optimizer, metrics = state
         held = [optimizer[slot] for slot in self._passes.accumulator.slots]
@@ -245,7 +254,7 @@ class JaxStep:
         needed = self.temporaries(state, data, size)
         if jax.default_backend() == "cpu":
             # A call gets its temporaries while those of the call before are still there.
-            calls = 2 if self._loop == "host" and size < count(data) else 1
+            calls = 2 if self._is_on_host(data) and size < count(data) else 1
             np.empty(calls * needed, "uint8")
             return
         stats = jax.devices()[0].memory_stats() or {}
@@ -257,12 +266,26 @@ class JaxStep:
         if self._prepared:
             return
 
-        def prepare(state, data):
+        def prepare(state, data, samples):
             with self._scope(*state):
-                self._passes.prepare(data)
+                self._passes.prepare(data, samples)
 
-        jax.eval_shape(prepare, state, _shapes(data, size))
+        def probe(state, data):
+            with self._scope(*state):
+                return self._passes.probe(data)
+
+        if self._compiled:
+            prepare = functools.partial(prepare, samples=count(data))
+            jax.eval_shape(prepare, state, _shapes(data, size))
+        else:
+            prepare(state, cut(data, 0, size), count(data))
+        run = jax.jit(probe) if self._compiled else probe
+        self._passes.examine(functools.partial(run, state), self._comparable(data), size)
         self._prepared = True
+
+    def _comparable(self, data):
+        """Return the batch as arrays of which a few samples can be cut, or None."""
+        return data
 
     def _merged(self, optimizer, held):
         merged = list(optimizer)
@@ -295,14 +318,13 @@ class JaxStep:
 
 def _shapes(data, size):
     """Return the shapes of a micro-batch of `data`."""
-    return keras.tree.map_structure(
-        lambda leaf: (
-            None
-            if leaf is None
-            else jax.ShapeDtypeStruct((min(size, leaf.shape[0]), *leaf.shape[1:]), leaf.dtype)
-        ),
-        data,
-    )
+
+    def shape(leaf):
+        if leaf is None or has_sparse(leaf):
+            return cut(leaf, 0, size)
+        return jax.ShapeDtypeStruct((min(size, leaf.shape[0]), *leaf.shape[1:]), leaf.dtype)
+
+    return keras.tree.map_structure(shape, data)
 
 
 def _adding(measure, part):

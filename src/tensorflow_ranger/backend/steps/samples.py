@@ -2,6 +2,8 @@
 
 import keras
 
+from tensorflow_ranger import backend
+
 
 def first(data):
     """Return the first array in `data`."""
@@ -13,10 +15,15 @@ def count(data):
     return first(data).shape[0]
 
 
+def has_sparse(data):
+    """Return whether an array in `data` is sparse."""
+    return any(backend.is_sparse(leaf) for leaf in keras.tree.flatten(data))
+
+
 def cut(data, start, size):
     """Return the samples of `data` from `start` on, `size` at most."""
     return keras.tree.map_structure(
-        lambda leaf: None if leaf is None else leaf[start : start + size], data
+        lambda leaf: None if leaf is None else backend.rows(leaf, start, size), data
     )
 
 

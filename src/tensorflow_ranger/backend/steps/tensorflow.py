@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from tensorflow_ranger.backend.replicas.tensorflow import strategy_of
-from tensorflow_ranger.backend.steps.samples import count, cut, split
+from tensorflow_ranger.backend.steps.samples import count, cut, has_sparse, split
 from tensorflow_ranger.backend.steps.tensorflow_workers import (
     trainer_overrides as trainer_overrides,
 )
@@ -25,6 +25,13 @@ def rows(leaf):
     """Return the number of samples that `leaf` of a batch gives to a replica at most."""
     parts = leaf.values if isinstance(leaf, tf.distribute.DistributedValues) else (leaf,)
     return max(part.shape[0] if len(part.shape) else -1 for part in parts)
+
+
+def without_optionals(data):
+    """Return `data` of an iterator with None for what is not there: an empty `tf.Optional`."""
+    return keras.tree.map_structure(
+        lambda leaf: None if isinstance(leaf, tf.experimental.Optional) else leaf, data
+    )
 
 
 def make_step(passes, loop, compiled):
@@ -98,6 +105,7 @@ class Step:
             compiled = False
         self._loop = loop
         self._xla = bool(compiled)
+        self._runs_eagerly = compiled is None
         self._prepared = False
 
         def graph(function, **options):
@@ -105,12 +113,12 @@ class Step:
                 return function
             return tf.function(function, jit_compile=bool(compiled), autograph=False, **options)
 
+        self._graph = graph
         self._begin = graph(self._open)
         self._measure = graph(passes.measure)
         self._add = graph(self._add_micro_batch)
         self._finish = graph(passes.finish)
-        self._whole = graph(self._run_on_device, reduce_retracing=not compiled)
-        self._on_replicas = graph(self._run_on_replicas, reduce_retracing=True)
+        self._per_size = {}
 
     def run(self, state, data, size, rows):
         """Train on the batch `data`, `size` samples at a time.
@@ -124,13 +132,27 @@ class Step:
         Returns:
             Tuple ``(logs, state)``.
         """
-        if self._strategy is not None:
-            return self._on_replicas(data, size, rows), None
         if not self._prepared:
             self._prepare(data, size)
-        if self._loop == "device":
-            return self._whole(data, size, rows), None
-        return self._run_on_host(data, size, rows), None
+        if self._strategy is not None:
+            self._for_size(self._run_on_replicas, size, rows)(data)
+            return self._passes.model.get_metrics_result(), None
+        if self._loop == "host" or self._passes.gathers or has_sparse(data):
+            return self._run_on_host(data, size, rows), None
+        return self._for_size(self._run_on_device, size, rows)(data), None
+
+    def _for_size(self, function, size, rows):
+        # A function for each size: of one that is traced again and again TensorFlow warns.
+        key = size, rows
+        if key not in self._per_size:
+            self._per_size[key] = self._graph(
+                lambda data: function(data, size, rows), reduce_retracing=not self._xla
+            )
+        return self._per_size[key]
+
+    def require_rows(self, samples):
+        """Raise if layers keep state for another number of samples."""
+        self._passes.state.require_rows(samples)
 
     def _open(self):
         return self._passes.open(), self._passes.carry(), *self._passes.begin()
@@ -146,20 +168,30 @@ class Step:
             measured = [self._measure(micro_batch) for micro_batch in micro_batches]
             masses = tf.nest.map_structure(lambda *values: tf.add_n(values), *measured)
         whole = (tf.cast(count(data), carry["samples"].dtype), masses, factor, scale)
-        logs = {}
+        outputs = []
         for micro_batch in micro_batches:
-            totals, carry, logs = self._add(totals, carry, micro_batch, whole)
-        return self._finish(totals, carry, rows) | logs
+            totals, carry, output = self._add(totals, carry, micro_batch, whole)
+            outputs.append(output)
+        batch = (data, outputs) if self._passes.gathers else ()
+        return self._finish(totals, carry, rows, *batch)
 
     def _run_on_replicas(self, data, size, rows):
-        if not self._prepared:
-            self._strategy.run(self._prepare, args=(data, size))
         self._strategy.run(self._run_on_device, args=(data, size, rows))
-        return self._passes.model.get_metrics_result()
 
     def _prepare(self, data, size):
-        prepare = tf.function(self._passes.prepare, autograph=False)
-        prepare.get_concrete_function(cut(data, 0, size))
+        data = keras.tree.map_structure(_local, data)
+
+        def prepare(micro_batch):
+            self._passes.prepare(micro_batch, count(data))
+
+        def probe(some):
+            return self._graph(lambda data: self._passes.probe(data))(some)
+
+        if self._runs_eagerly:
+            prepare(cut(data, 0, size))
+        else:
+            tf.function(prepare, autograph=False).get_concrete_function(cut(data, 0, size))
+        self._passes.examine(probe, data, size)
         self._prepared = True
 
     def _run_on_device(self, data, size, rows):
@@ -196,3 +228,8 @@ class Step:
         if not self._xla or count(data) % size == 0:
             return carry
         return body(carry, cut(data, end, count(data) % size))
+
+
+def _local(leaf):
+    """Return the first replica's part of what a strategy has distributed."""
+    return leaf.values[0] if isinstance(leaf, tf.distribute.DistributedValues) else leaf

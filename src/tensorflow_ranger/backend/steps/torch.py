@@ -8,6 +8,7 @@ import torch._functorch.config
 
 from tensorflow_ranger.backend.replicas.torch import own_draws
 from tensorflow_ranger.backend.steps.samples import count, cut, split
+from tensorflow_ranger.backend.torch import kept
 
 KNOWS_MEMORY = False  # before a step has run
 
@@ -25,6 +26,11 @@ def rows(leaf):
 def trainer_overrides(model):
     """Return the methods of Keras' trainer that `model` needs others for, by their names: none."""
     return {}
+
+
+def without_optionals(data):
+    """Return `data` of an iterator with None for what is not there: it is so already."""
+    return data
 
 
 def make_step(passes, loop, compiled):
@@ -129,19 +135,25 @@ class Step:
             Tuple ``(logs, state)``.
         """
         if not self._prepared:
-            with torch.no_grad():
-                self._passes.prepare(cut(data, 0, size))
+            with torch.no_grad(), kept(self._passes.model):
+                self._passes.prepare(cut(data, 0, size), count(data))
+                self._passes.examine(self._passes.probe, data, size)
             self._prepared = True
         if self._batch is None or self._batch.data is not data:
             self._batch = _Batch(self._passes, data, size)
         elif self._passes.noise is not None:
             self._batch.miss_noise()
         with own_draws():
-            logs = self._batch.run(size)
+            self._batch.run(size)
+        batch = (data, self._batch.outputs) if self._passes.gathers else ()
         with torch.no_grad():
-            logs = self._passes.finish(self._batch.totals, self._batch.carry, rows) | logs
+            logs = self._passes.finish(self._batch.totals, self._batch.carry, rows, *batch)
         self._batch = None
         return logs, None
+
+    def require_rows(self, samples):
+        """Raise if layers keep state for another number of samples."""
+        self._passes.state.require_rows(samples)
 
 
 class _Batch:
@@ -151,6 +163,7 @@ class _Batch:
         self._passes = passes
         self.data = data
         self.totals = [None] * (len(passes.weights) * passes.losses)
+        self.outputs = []
         self._start = self._end = 0
         # The sample up to which each weight has its gradient. Within a pass that failed some have.
         self._ends = [0] * len(self.totals)
@@ -165,18 +178,17 @@ class _Batch:
             self._whole = passes.whole(samples, masses, factor, scale)
 
     def run(self, size):
-        """Add the micro-batches that are left; return the last one's logs."""
-        logs = {}
+        """Add the micro-batches that are left."""
         with self._hooks():
             while self._start < count(self.data):
                 ends = [end for end in self._ends if end > self._start]
                 self._end = min([self._start + size, count(self.data), *ends])
                 micro_batch = cut(self.data, self._start, self._end - self._start)
-                _, self.carry, logs = self._passes.add(
+                _, self.carry, output = self._passes.add(
                     self.totals, self.carry, micro_batch, self._whole
                 )
+                self.outputs.append(output)
                 self._start = self._end
-        return logs
 
     def miss_noise(self):
         """Measure no noise: after a pass that failed, weights differ in their micro-batches."""

@@ -1,0 +1,35 @@
+"""The scope in which a micro-batch's forward pass runs: nothing is assigned, all is recorded."""
+
+import keras
+from keras import ops
+
+
+class CallScope(keras.StatelessScope):
+    """A stateless scope that remembers which variables were assigned.
+
+    A trained weight that a layer assigns goes on from the assigned value, and the gradient with
+    respect to it is the weight's: that is what an assignment in place does.
+
+    Args:
+        mapping: Iterable of pairs of variables and the values they begin with.
+        weights: Trained variables whose assignments are not differentiated.
+    """
+
+    def __init__(self, mapping, weights=()):
+        super().__init__(mapping, collect_losses=True)
+        self._weights = {id(weight) for weight in weights}
+        self._assigned = {}
+
+    @property
+    def assigned(self):
+        """The variables that were assigned, in order."""
+        return list(self._assigned.values())
+
+    def add_update(self, update):
+        """Take the value that a variable is assigned."""
+        variable, value = update
+        self._assigned[id(variable)] = variable
+        if id(variable) in self._weights:
+            before = ops.cast(variable.value, value.dtype)
+            value = ops.stop_gradient(value) + (before - ops.stop_gradient(before))
+        super().add_update((variable, value))

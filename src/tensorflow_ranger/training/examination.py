@@ -1,0 +1,130 @@
+"""Reads from a comparison of some samples, whole and in halves, what a model's parts are."""
+
+import warnings
+
+import keras
+import numpy as np
+
+from tensorflow_ranger.backend import steps
+from tensorflow_ranger.backend.steps.samples import count, cut
+from tensorflow_ranger.training import probe
+from tensorflow_ranger.training.layer_state import SUM, UNKNOWN
+
+_EPSILONS = {"bfloat16": 2**-7, "float16": 2**-10, "float32": 2**-23, "float64": 2**-52}
+
+
+class Examination:
+    """Decides what abstract shapes leave open, once per compiled step.
+
+    Args:
+        state: `LayerState`; of its unclear variables the kind is found.
+        shares: `LossShares`; of its questions it is found whether they are means or sums.
+        metrics: `MetricsOfBatch`; of its unclear metrics it is found whether they add up.
+    """
+
+    def __init__(self, state, shares, metrics):
+        self._state = state
+        self._shares = shares
+        self._metrics = metrics
+
+    def run(self, run, data, size):
+        """Compare the first samples, whole and in two halves.
+
+        Args:
+            run: Function that returns the `Looks` at samples, as arrays.
+            data: Tuple ``(x, y, sample_weight)`` of the batch, or None if no samples can be cut.
+            size: Samples per micro-batch.
+
+        Returns:
+            List of the names of what is neither a mean nor a sum over samples.
+        """
+        if data is None:
+            return self._warn_unmeasured("several processes hold the batch")
+        samples = min(count(data), 2 * min(size, probe.SAMPLES))
+        if samples < 2:
+            return []
+        some = cut(data, 0, samples)
+        try:
+            looks = run(some)
+        except Exception as error:
+            if steps.is_out_of_memory(error):
+                raise
+            if not self._state.assume_rows(count(data)):
+                return self._warn_unmeasured(f"{type(error).__name__}: {error}")
+            looks = run(some)
+        looks = probe.Looks(*(probe.Look(*map(_arrays, look)) for look in looks))
+        return self._learn(looks, samples // 2 / samples)
+
+    def _learn(self, looks, fraction):
+        tolerance = tolerance_of(self._shares.model)
+        is_noisy = looks.drew or self._state.has_normalizations
+        found = []
+        for place in self._state.unclear:
+            begun, *after = (look.state[place] for look in looks)
+            kind, decay, adds, is_certain = probe.kind_of_state(
+                begun, after, fraction, tolerance, is_noisy
+            )
+            self._state.kinds[place] = kind
+            self._state.decays[place] = decay
+            self._state.adds[place] = adds
+            found.append((f"the state {self._state.name(place)}", kind, is_certain))
+        answers = (looks.whole.answers, looks.first.answers, looks.second.answers)
+        sums = []
+        for name, follows, *values in zip(
+            self._shares.questions, self._shares.follow_layers, *answers, strict=True
+        ):
+            kind, is_certain = probe.kind_of_number(
+                *values, fraction, tolerance, is_noisy and follows
+            )
+            sums.append(kind == SUM)
+            found.append((name, kind, is_certain))
+        self._shares.learn(sums)
+        self._metrics.learn(looks.whole.metrics, looks.continued.metrics, tolerance)
+        return _warned(found)
+
+    def _warn_unmeasured(self, why):
+        names = [f"the state {self._state.name(place)}" for place in self._state.unclear]
+        names += self._shares.questions
+        if names:
+            warnings.warn(
+                f"In micro-batches {'; '.join(names)} is taken for a mean over samples: it could "
+                f"not be compared on a few samples, whole and in halves ({why}). Compare with "
+                "training without microbatch.",
+                stacklevel=2,
+            )
+        return names
+
+
+def _warned(found):
+    """Warn of what is unknown or uncertain; return the names of what is unknown."""
+    unknown = [name for name, kind, _ in found if kind == UNKNOWN]
+    if unknown:
+        warnings.warn(
+            f"In micro-batches {'; '.join(unknown)} is not what the whole batch gives: it is "
+            "neither a mean nor a sum over samples, but a function of the batch. The mean of the "
+            "micro-batches, weighted by samples, is taken in its place. To train as the whole "
+            "batch does, let it return one number per sample, or train without microbatch.",
+            stacklevel=2,
+        )
+    uncertain = [f"{name} for a {kind}" for name, kind, is_certain in found if not is_certain]
+    if uncertain:
+        warnings.warn(
+            f"In micro-batches {'; '.join(uncertain)} over samples is what was taken: random "
+            "numbers or batch statistics hide whether that is exact.",
+            stacklevel=2,
+        )
+    return unknown
+
+
+def tolerance_of(model):
+    """Return the relative difference between a few samples and their parts that is rounding."""
+    dtypes = {keras.backend.standardize_dtype(v.dtype) for v in model.variables}
+    dtypes |= {layer.compute_dtype for layer in model._flatten_layers()}
+    if keras.config.backend() == "torch":  # Keras rounds some operations through float32 there
+        dtypes.add("float32")
+    coarsest = max([_EPSILONS[d] for d in dtypes if d in _EPSILONS], default=2**-23)
+    return min(0.05, max(170 * coarsest, 1e-10))
+
+
+def _arrays(values):
+    return [np.asarray(keras.ops.convert_to_numpy(value)) for value in values]

@@ -1,0 +1,159 @@
+"""Metrics that are functions of the whole batch, in a batch that is run in micro-batches."""
+
+import math
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from tensorflow_ranger.backend import keras_internals, replicas
+from tensorflow_ranger.training.call_scope import CallScope
+
+MOST_BYTES = 2**28  # of a batch's outputs that are held for a metric
+
+
+class MetricsOfBatch:
+    """The metrics of `compile`, and those among them that are not sums over samples.
+
+    Keras' own metric objects add up over samples, and so they do over micro-batches. A function of
+    the batch (an F1 score, a maximum) does not: it is called once per batch, on the outputs of all
+    micro-batches, as Keras calls it. Where these would be larger than `MOST_BYTES`, or where
+    replicas meet within one compiled step, it is called for each micro-batch, and weighed by
+    samples.
+
+    Args:
+        model: A compiled Keras model.
+    """
+
+    def __init__(self, model):
+        self._model = model
+        self._bytes = 0
+        self._of_batch = set()
+        self.gathers = False
+
+    @property
+    def unclear(self):
+        """Metrics of which only a comparison tells whether they add up."""
+        compiled = self._model._compile_metrics
+        return [] if compiled is None else [m for m in compiled.metrics if not _adds_up(m)]
+
+    def find(self, y_pred, samples):
+        """Learn how large the outputs of a batch of `samples` are; None is unknown."""
+        shapes = [(leaf.shape[1:], leaf.dtype) for leaf in keras.tree.flatten(y_pred)]
+        per_sample = sum(
+            math.prod(size or 0 for size in shape) * _itemsize(dtype) for shape, dtype in shapes
+        )
+        self._bytes = per_sample * (samples or 0)
+
+    def learn(self, whole, parts, tolerance):
+        """Find the metrics whose variables differ between a batch and its parts.
+
+        Args:
+            whole: The metrics' variables after an update with all samples.
+            parts: Those after updates with one part after the other.
+            tolerance: Relative difference that rounding explains.
+        """
+        variables = self._model.metrics_variables
+        values = dict(zip(map(id, variables), zip(whole, parts, strict=True), strict=True))
+
+        def differs(metric):
+            return any(not _same(*values[id(v)], tolerance) for v in metric.variables)
+
+        found = [metric for metric in self.unclear if differs(metric)]
+        self._of_batch = {id(v) for metric in found for v in metric.variables}
+        in_one_step = replicas.has_several(variables) and keras.config.backend() != "torch"
+        self.gathers = bool(found) and self._bytes <= MOST_BYTES and not in_one_step
+        if found and not self.gathers:
+            why = (
+                "replicas meet within one compiled step"
+                if in_one_step
+                else f"the outputs of a batch take {self._bytes / 1e6:.0f} MB"
+            )
+            warnings.warn(
+                f"The metrics {', '.join(metric.name for metric in found)} are functions of the "
+                f"batch, and {why}: they are computed for each micro-batch and weighed by its "
+                "samples, which is another number than that of the whole batch.",
+                stacklevel=2,
+            )
+
+    def updated(self, values, y, y_pred, sample_weight):
+        """Return the metrics' variables after an update, from `values`."""
+        variables = self._model.metrics_variables
+        with CallScope(zip(variables, values, strict=True)) as scope:
+            if self._model._compile_metrics is not None:
+                self._model._compile_metrics.update_state(y, y_pred, sample_weight)
+        return [scope.get_current_value(v) for v in variables]
+
+    def added(self, before, values, y, y_pred, sample_weight, fraction):
+        """Return the metrics' variables after a micro-batch.
+
+        Args:
+            before: Their values before the micro-batch.
+            values: Their values after its forward pass, which may have changed some.
+            y: Targets.
+            y_pred: Outputs.
+            sample_weight: Sample weights, or None.
+            fraction: Scalar; the micro-batch's fraction of the batch's samples.
+        """
+        updated = self.updated(values, y, y_pred, sample_weight)
+        for place, variable in enumerate(self._model.metrics_variables):
+            if id(variable) not in self._of_batch:
+                continue
+            if self.gathers:
+                updated[place] = values[place]
+            else:
+                gained = updated[place] - before[place]
+                updated[place] = before[place] + gained * ops.cast(fraction, gained.dtype)
+        return updated
+
+    def update(self, y, y_pred, sample_weight):
+        """Update the metrics that are functions of the batch with the batch."""
+        variables = self._model.metrics_variables
+        values = self.updated([v.value for v in variables], y, y_pred, sample_weight)
+        for variable, value in zip(variables, values, strict=True):
+            if id(variable) in self._of_batch:
+                variable.assign(value)
+
+
+def with_masks(y_pred):
+    """Return outputs and their masks as plain tensors, which leave a compiled function."""
+    return y_pred, [keras_internals.get_mask(leaf) for leaf in keras.tree.flatten(y_pred)]
+
+
+def masked(y_pred, masks):
+    """Return outputs with which Keras finds their masks again."""
+    for leaf, mask in zip(keras.tree.flatten(y_pred), masks, strict=True):
+        if mask is not None:
+            keras_internals.set_mask(leaf, mask)
+    return y_pred
+
+
+def joined(outputs):
+    """Return the outputs of a batch, with masks, from those of its micro-batches."""
+    parts, masks = zip(*outputs, strict=True)
+    y_pred = keras.tree.map_structure(lambda *leaves: ops.concatenate(leaves), *parts)
+    for leaf, *each in zip(keras.tree.flatten(y_pred), *masks, strict=True):
+        if each[0] is not None:
+            keras_internals.set_mask(leaf, ops.concatenate(each))
+    return y_pred
+
+
+def _adds_up(metric):
+    """Return whether Keras' own code says that a metric is a sum over samples."""
+    function = getattr(metric, "_fn", metric)
+    return all(
+        (thing.__module__ or "").split(".")[0] == "keras"
+        for thing in (type(metric), function if callable(function) else type(function))
+    )
+
+
+def _same(whole, parts, tolerance):
+    whole, parts = np.asarray(whole, "float64"), np.asarray(parts, "float64")
+    scale = max(np.max(np.abs(whole), initial=0.0), np.max(np.abs(parts), initial=0.0))
+    return bool(np.allclose(whole, parts, rtol=0, atol=tolerance * scale, equal_nan=True))
+
+
+def _itemsize(dtype):
+    name = keras.backend.standardize_dtype(dtype)
+    return 2 if name == "bfloat16" else np.dtype(name).itemsize

@@ -1,0 +1,124 @@
+"""Whether a batch's number is its parts' mean, their sum, or neither: measured, not guessed.
+
+The first samples of the first batch are run forward whole, in two halves from the same state, and
+the second half again from the state that the first one left. What of these agrees says how
+micro-batches make the number of the batch.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tensorflow_ranger.training.layer_state import CARRIED, LAST, MEAN, SUM, UNKNOWN
+
+SAMPLES = 8  # in a half, at most: a statistic of a few samples differs most from a mean
+
+_CLOSER = 4.0  # times, where random draws hide what is equal
+
+
+class Look(NamedTuple):
+    """What one forward pass made, as arrays."""
+
+    state: list[Any]  #: Values of the variables that layers assigned.
+    answers: list[Any]  #: Scalars: the losses that are one number.
+    metrics: list[Any]  #: Values of the metrics' variables.
+    seeds: list[Any]  #: Values of the seeds.
+
+
+class Looks(NamedTuple):
+    """The passes that are compared, and what they began with."""
+
+    begun: Look
+    whole: Look
+    first: Look
+    second: Look
+    continued: Look  #: The second half, from the state and the metrics that the first one left.
+
+    @property
+    def drew(self):
+        """Whether random numbers were drawn."""
+        pairs = zip(self.begun.seeds, self.whole.seeds, strict=True)
+        return any(not np.array_equal(old, new) for old, new in pairs)
+
+
+def kind_of_number(whole, first, second, fraction, tolerance, is_noisy):
+    """Return `MEAN`, `SUM` or `UNKNOWN` for a scalar, and whether that is certain.
+
+    Args:
+        whole: Its value for all samples.
+        first: That for the first part.
+        second: That for the rest.
+        fraction: Fraction of the samples in the first part.
+        tolerance: Relative difference that rounding explains.
+        is_noisy: Whether random numbers or batch statistics make the passes differ.
+
+    Returns:
+        Tuple ``(kind, is_certain)``.
+    """
+    mean = fraction * first + (1 - fraction) * second
+    errors = {MEAN: abs(whole - mean), SUM: abs(whole - first - second)}
+    scale = max(abs(whole), abs(first), abs(second))
+    return _closest(errors, scale, tolerance, is_noisy)
+
+
+def kind_of_state(begun, looks, fraction, tolerance, is_noisy):
+    """Return the kind of a variable's state, what of it stays if it is a sum, and more.
+
+    Args:
+        begun: Its value before.
+        looks: Its values after the four passes of `Looks`: whole, first, second, continued.
+        fraction: Fraction of the samples in the first part.
+        tolerance: Relative difference that rounding explains.
+        is_noisy: Whether random numbers or batch statistics make the passes differ.
+
+    Returns:
+        Tuple ``(kind, decay, adds, is_certain)``: adds says whether what is carried on is a sum
+        as well.
+    """
+    if begun.dtype.kind not in "fiub":
+        return LAST, 1.0, False, True
+    is_float = begun.dtype.kind == "f"
+    begun, whole, first, second, continued = (
+        np.asarray(value, "float64") for value in (begun, *looks)
+    )
+    decay = _decay(begun, first, second, continued) if is_float else 1.0
+    candidates = {CARRIED: continued, SUM: first + second - decay * begun, LAST: second}
+    if is_float:
+        mean = fraction * first + (1 - fraction) * second
+        candidates = {MEAN: mean} | candidates
+    moved = max(_largest(value - begun) for value in (whole, first, second))
+    rounding = tolerance * max(_largest(whole), _largest(begun)) / 16
+    errors = {kind: _largest(whole - value) for kind, value in candidates.items()}
+    kind, is_certain = _closest(errors, moved + rounding / tolerance, tolerance, is_noisy)
+    adds = kind == CARRIED and errors[SUM] <= tolerance * moved + rounding
+    return kind, decay if kind == SUM else 1.0, adds, is_certain
+
+
+def _decay(begun, first, second, continued):
+    """Return the factor by which the state before counts in that after.
+
+    For state ``decay * s + f(samples)`` the second half ends ``decay`` times as far apart as it
+    began.
+    """
+    began_apart, ended_apart = first - begun, continued - second
+    places = np.abs(began_apart) > 1e-3 * _largest(began_apart)
+    if not np.any(places):
+        return 1.0
+    decay = float(np.median(ended_apart[places] / began_apart[places]))
+    return round(decay, 12) if abs(decay - 1.0) > 1e-6 else 1.0
+
+
+def _closest(errors, scale, tolerance, is_noisy):
+    """Return the first kind that explains the value, and whether that is certain."""
+    for kind, error in errors.items():
+        if error <= tolerance * scale:
+            return kind, True
+    if is_noisy:
+        (kind, least), (_, next_least) = sorted(errors.items(), key=lambda item: item[1])[:2]
+        if _CLOSER * least <= min(next_least, scale):
+            return kind, False
+    return UNKNOWN, True
+
+
+def _largest(array):
+    return float(np.max(np.abs(array), initial=0.0))
