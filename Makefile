@@ -62,7 +62,7 @@ train: $(VENV)/.train
 	$(BIN)/tensorflow-ranger train $(ARGS)
 
 test: $(VENV)/.data
-	@command -v chromium chromium-browser >/dev/null || echo "No Chromium: the tests that look at" \
+	@{ command -v chromium || command -v chromium-browser; } >/dev/null || echo "No Chromium: the tests that look at" \
 		"the report in a browser are skipped. On Debian: apt-get install chromium"
 	$(BIN)/python scripts/test.py --backends "$(BACKENDS)" $(TESTS)
 

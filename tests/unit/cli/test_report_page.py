@@ -109,6 +109,8 @@ def test_the_notes_of_a_run_without_options_lie_in_their_panels(width, finished,
     pages.assert_drawn(drawn)
     assert [panel for panel, _ in drawn.charts[1]["notes"]] == ["x2y2"]
     pages.assert_notes_inside(drawn)
+    left, _, right, _ = drawn.charts[1]["panels"]["x2y2"]
+    assert right - left > 200  # a narrow window scrolls
     if width == 1280:  # the whole chart is in the picture
         pages.assert_seen(drawn)
 
