@@ -62,6 +62,8 @@ train: $(VENV)/.train
 	$(BIN)/tensorflow-ranger train $(ARGS)
 
 test: $(VENV)/.data
+	@{ command -v chromium || command -v chromium-browser; } >/dev/null || echo "No Chromium: the tests that look at" \
+		"the report in a browser are skipped. On Debian: apt-get install chromium"
 	$(BIN)/python scripts/test.py --backends "$(BACKENDS)" $(TESTS)
 
 # An empty -m takes the place of the one in pyproject.toml, which leaves these out.

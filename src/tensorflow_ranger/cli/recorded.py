@@ -6,6 +6,7 @@ import statistics
 import numpy as np
 
 from tensorflow_ranger.batch_size.plan import Candidate
+from tensorflow_ranger.cli import result as results
 from tensorflow_ranger.cli import tasks
 from tensorflow_ranger.cli.curves import single_values, window_means
 from tensorflow_ranger.cli.errors import CommandError, UsageError
@@ -33,7 +34,9 @@ def read(path):
         )
     settings, record, choice = directory.read()
     try:
-        return Recorded(path, settings, record, choice, directory.measured, directory.note)
+        return Recorded(
+            path, settings, record, choice, directory.measured, directory.result, directory.note
+        )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CommandError(
             f"{directory.checkpoint} holds no record of a run: got {type(error).__name__}, "
@@ -72,6 +75,7 @@ class Recorded:
         record: Arguments of its `UpdateHistory`.
         choice: Dict with the micro-batch "chosen" and the "reason", or None.
         measured: What `Measurements` recorded, or None.
+        result: The result of a finished run, as `result.record` returns it, or None.
         note: A line on a checkpoint that could not be read, or None.
 
     Attributes:
@@ -84,6 +88,8 @@ class Recorded:
         candidates: List of the `Candidate`s that were looked at.
         noise: The rows of the history that hold a noise scale.
         measured: As given, or an empty dict.
+        result: The figures of the saved model, in words, or None.
+        difference: Why they are not the last epoch's, in a sentence, or None.
         note: As given.
         task: `Task`.
         samples: Training samples in an epoch. As if each batch were full, where not recorded.
@@ -96,7 +102,7 @@ class Recorded:
         KeyError, TypeError, ValueError: The record is none.
     """
 
-    def __init__(self, path, settings, record, choice, measured, note):
+    def __init__(self, path, settings, record, choice, measured, result, note):
         self.path, self.name = path, str(path)
         self.settings, self.note = settings, note
         self.chosen = None if choice is None else choice["chosen"]
@@ -104,6 +110,10 @@ class Recorded:
         self.measured = measured or {}
         self.task = tasks.find(settings.task)
         self.epochs, rows = record["epochs"], record["micro_batches"]
+        self.result = self.difference = None
+        if result is not None:
+            self.result = results.in_words(result, self.task)
+            self.difference = results.difference_in_words(result, self.epochs)
         per_epoch = len(rows) // max(len(self.epochs), 1)
         if per_epoch * len(self.epochs) != len(rows):
             raise ValueError(f"{len(rows)} batches in {len(self.epochs)} epochs")

@@ -155,8 +155,9 @@ def _note(figure, runs, column, words, row=1):
             xref="x domain",
             yref="y domain",
             x=0.5,
-            y=0.98 - 0.09 * number,
-            yanchor="top",
+            # At the bottom, for times and memory begin at 0: the curves run above.
+            y=0.02 + 0.09 * number,
+            yanchor="bottom",
             bgcolor="rgba(255, 255, 255, 0.8)",
             font={"color": "#666"},
             row=row,
@@ -164,21 +165,32 @@ def _note(figure, runs, column, words, row=1):
         )
 
 
+def _show_empty_panels(figure):
+    """Let plotly draw the panels without a curve.
+
+    It draws no panel without a trace, and moves the notes of such a panel into another one.
+    """
+    drawn = {trace.yaxis or "y" for trace in figure.data}
+    empty = {"type": "linear", "range": [0, 1], "dtick": 1, "showticklabels": False}
+    for x, y in zip(figure.select_xaxes(), figure.select_yaxes(), strict=True):
+        if x.anchor in drawn:
+            continue
+        x.update(empty)
+        y.update(empty)
+        invisible = {"x": [0.5], "y": [0.5], "opacity": 0, "hoverinfo": "skip"}
+        figure.add_trace(go.Scatter(**invisible, xaxis=y.anchor, yaxis=x.anchor, showlegend=False))
+
+
 def _dressed(figure, rows):
     figure.update_xaxes(**GRID)
     figure.update_yaxes(**GRID)
-    drawn = {trace.yaxis or "y" for trace in figure.data if _has_points(trace)}
-    for trace in figure.data:
-        if (trace.yaxis or "y") not in drawn:
-            empty = {"type": "linear", "range": [0, 1], "dtick": 1, "showticklabels": False}
-            figure.update_xaxes(empty, {"anchor": trace.yaxis or "y"})
-            figure.update_yaxes(empty, {"anchor": trace.xaxis or "x"})
     # Plotly finds no place for a curve without a number, and logs errors.
     figure.data = [trace for trace in figure.data if _has_points(trace)]
     named = set()
     for trace in figure.data:
         trace.showlegend = trace.legendgroup not in named
         named.add(trace.legendgroup)
+    _show_empty_panels(figure)
     figure.update_layout(
         template="none",
         height=PANEL * rows + 100,

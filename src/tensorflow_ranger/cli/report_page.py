@@ -25,7 +25,7 @@ body {{ margin: 2rem auto; max-width: 1200px; padding: 0 1rem; background: white
   font: 15px/1.5 system-ui, sans-serif }}
 h1 {{ font-size: 1.6rem }} h2 {{ font-size: 1.2rem; margin: 2rem 0 .5rem }}
 h3 {{ font-size: 1rem; margin: 0 0 .3rem }}
-.wide {{ overflow-x: auto }}
+.wide {{ overflow-x: auto }} .plotly-graph-div {{ min-width: 640px }}
 table {{ border-collapse: collapse }}
 th, td {{ text-align: left; vertical-align: top; padding: .3rem 1.2rem .3rem 0;
   border-bottom: 1px solid #ddd }}
@@ -36,6 +36,7 @@ pre {{ background: #f4f4f4; padding: .6rem; white-space: pre-wrap; overflow-wrap
   margin: .2rem 0 .8rem }}
 .swatch {{ display: inline-block; width: .8em; height: .8em; margin-right: .4em }}
 .quiet {{ color: #666 }}
+@media (max-width: 640px) {{ tbody th {{ white-space: normal }} }}
 </style>
 </head>
 <body>
@@ -64,6 +65,7 @@ def page(runs):
             f"<h1>{escape(title)}</h1>\n",
             f'<p class="quiet">Written by tensorflow-ranger {escape(version)}.</p>\n',
             _summary(runs),
+            "".join(_difference(run, number) for number, run in enumerate(runs)),
             _section("Loss and metrics", caution),
             _chart(report_charts.curves(runs), "curves", first=True),
             _section("Batch and noise scale"),
@@ -90,7 +92,7 @@ def _section(title, words=""):
 
 
 def _chart(figure, name, first=False):
-    return plotly.io.to_html(
+    chart = plotly.io.to_html(
         figure,
         config=SETTINGS,
         include_plotlyjs=first,
@@ -98,6 +100,7 @@ def _chart(figure, name, first=False):
         default_height=f"{figure.layout.height}px",
         div_id=f"chart-{name}",
     )
+    return f'<div class="wide">{chart}</div>\n'
 
 
 def _title(run, number):
@@ -125,6 +128,7 @@ def _facts(run):
     settings, words = run.settings, run.task.samples
     rate = settings.learning_rate
     facts = {
+        "result": _result(run),
         "task": f"{run.task.name}: {run.task.title}",
         "optimizer": settings.optimizer_in_words,
         "learning rate": "the optimizer's own" if rate is None else f"{rate:g}",
@@ -142,10 +146,22 @@ def _facts(run):
         "skipped micro-batches": _skipped(run),
     }
     for name in run.metrics:
-        facts[f"held-out {name.replace('_', ' ')}"] = _held_out(run, name)
+        facts[f"held-out {name.replace('_', ' ')}, last epoch"] = _held_out(run, name)
     if run.note is not None:
         facts["note"] = "The last checkpoint is damaged: this is the one before it."
     return facts
+
+
+def _difference(run, number):
+    if run.difference is None:
+        return ""
+    return f'<p class="quiet">{_title(run, number)}: {escape(run.difference)}</p>\n'
+
+
+def _result(run):
+    if run.result is None:
+        return NOT_RECORDED if run.is_finished else "none yet"
+    return f"held-out {run.result}"
 
 
 def _held_out(run, name):

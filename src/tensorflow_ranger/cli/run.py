@@ -4,7 +4,7 @@ import importlib
 
 import typer
 
-from tensorflow_ranger.cli import curves, optimizers
+from tensorflow_ranger.cli import curves, optimizers, result
 from tensorflow_ranger.cli.errors import STOPPED, CommandError, UsageError
 from tensorflow_ranger.cli.frameworks import silent_stderr
 from tensorflow_ranger.cli.options import AUTO
@@ -81,7 +81,9 @@ class Run:
         self.updates = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
         self._draw(samples)
         judged = self._judged(model, held_out, evaluation)
-        self._conclude(judged)
+        stored = result.record(judged, self.updates)
+        directory.write_result(stored)
+        self._conclude(stored)
         return judged
 
     def _judged(self, model, held_out, evaluation):
@@ -232,13 +234,16 @@ class Run:
         )
         self._directory.write_curves(figure)
 
-    def _conclude(self, judged):
+    def _conclude(self, stored):
         if self._choice is not None:
             print(f"Micro-batches of {self._choice['chosen']}. {self._choice['reason']}")
         if self._noise is not None:
             print(self._measurements.record["noise_advice"])
-        held_out = ", ".join(figure.in_words(number) for figure, number in judged.items())
+        difference = result.difference_in_words(stored, self._history.epochs)
+        if difference is not None:
+            print(difference)
         print(
-            f"Held-out {held_out}. Model, history, curves and settings are in "
-            f"{self._directory.path}: {', '.join(file.name for file in self._directory.results)}"
+            f"Held-out {result.in_words(stored, self._task)}. "
+            f"Model, history, curves and settings are in {self._directory.path}: "
+            f"{', '.join(file.name for file in self._directory.results)}"
         )

@@ -2,15 +2,16 @@
 
 The checkpoint is one file, so one rename makes it whole: a Keras model file, optimizer and
 unfinished window included, with the settings and the history in a member that Keras ignores, and
-what was measured in another: runs of the same settings differ in that alone. The checkpoint before
-it is kept, and read where the last one is damaged. The other files are made from
-it and never read.
+what was measured in another: runs of the same settings differ in that alone. The last checkpoint of
+a finished run holds the result as well. The checkpoint before it is kept, and read where the last
+one is damaged. The other files are made from it and never read.
 """
 
 import contextlib
 import csv
 import dataclasses
 import json
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -21,6 +22,7 @@ from tensorflow_ranger.cli.settings import Settings
 
 STATE = "tensorflow_ranger.json"
 MEASUREMENTS = "tensorflow_ranger.measurements.json"
+RESULT = "tensorflow_ranger.result.json"
 NOISE = ("noise_scale", "noise_scale_low", "noise_scale_high")
 UNREADABLE = (
     OSError,
@@ -45,6 +47,7 @@ class RunDirectory:
         note: A line on the checkpoint that was read, if it is not the last, else None.
         measured: What was measured up to the checkpoint that was read, as `write_checkpoint` took
             it, or None.
+        result: The result in the checkpoint that was read, as `write_result` took it, or None.
     """
 
     def __init__(self, path):
@@ -58,6 +61,7 @@ class RunDirectory:
         self.results = (self.model, self.history, self.curves, self.settings)
         self.note = None
         self.measured = None
+        self.result = None
         self._whole = None  # the checkpoint known to be so
         self._drawn: list = []  # the states of its random generators
 
@@ -109,8 +113,10 @@ class RunDirectory:
                 if broken is not None:
                     raise zipfile.BadZipFile(f"{broken} does not match its checksum")
                 state = json.loads(archive.read(STATE))
-                held = MEASUREMENTS in archive.namelist()
-                measured = json.loads(archive.read(MEASUREMENTS)) if held else None
+                measured, result = (
+                    json.loads(archive.read(name)) if name in archive.namelist() else None
+                    for name in (MEASUREMENTS, RESULT)
+                )
             read = Settings(**state["settings"]), state["record"], state.get("microbatch_plan")
             drawn = state.get("seeds", [])
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -120,7 +126,8 @@ class RunDirectory:
             ) from error
         except UNREADABLE as error:
             raise _unreadable(path, error) from error
-        self._whole, self._drawn, self.measured = path, drawn, measured
+        self._whole, self._drawn = path, drawn
+        self.measured, self.result = measured, result
         return read
 
     def load_model(self):
@@ -177,6 +184,23 @@ class RunDirectory:
 
         self._replace(self.checkpoint, replace)
         self._whole = self.checkpoint
+
+    def write_result(self, result):
+        """Add the result of the finished run to its last checkpoint.
+
+        Args:
+            result: Dict of what JSON can hold.
+
+        Raises:
+            CommandError: The file cannot be written.
+        """
+
+        def write(path):
+            shutil.copyfile(self.checkpoint, path)
+            with zipfile.ZipFile(path, "a") as archive:
+                archive.writestr(RESULT, json.dumps(result))
+
+        self._replace(self.checkpoint, write)
 
     def write_model(self, model):
         """Write the trained model.

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tensorflow_ranger.cli.main import main
 from tests.unit.cli import runs
 
 
@@ -24,6 +25,23 @@ def micro_batched(tmp_path_factory):
     directory = tmp_path_factory.mktemp("micro_batched") / "run"
     assert runs.train(directory, *runs.MICROBATCH, "--epochs", "2") == 0
     return directory
+
+
+@pytest.fixture(scope="session")
+def noisy(tmp_path_factory):
+    """Return the directory of a run with a measured noise scale. Only read it."""
+    directory = tmp_path_factory.mktemp("noisy") / "noisy"
+    options = (*runs.MICROBATCH, "--epochs", "2", "--noise-scale")
+    assert runs.train(directory, *options) == 0
+    return directory
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory, finished, noisy):
+    """Return a page on two runs."""
+    path = tmp_path_factory.mktemp("compared") / "page.html"
+    assert main(["report", str(finished), str(noisy), "--output", str(path)]) == 0
+    return path
 
 
 @pytest.fixture
