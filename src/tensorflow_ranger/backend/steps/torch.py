@@ -32,13 +32,6 @@ def make_step(passes, loop, compiled):
     return Step(passes, loop, compiled)
 
 
-def is_out_of_memory(error):
-    """Return whether `error` says that memory ran out."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
 def current_values(variables):
     """Return pairs of the variables and the values an inner scope must be told: none."""
     return []
@@ -134,8 +127,11 @@ class Step:
             self._prepared = True
         if self._batch is None or self._batch.data is not data:
             self._batch = _Batch(self._passes, data, size)
-        elif self._passes.noise is not None:
-            self._batch.miss_noise()
+        else:
+            # PyTorch holds on to what the failed pass freed; CUDA's libraries allocate beside it.
+            torch.cuda.empty_cache()
+            if self._passes.noise is not None:
+                self._batch.miss_noise()
         with own_draws():
             logs = self._batch.run(size)
         with torch.no_grad():
