@@ -12,15 +12,14 @@ _OUT_OF_MEMORY = re.compile(
             r"DefaultCPUAllocator: (can't allocate|not enough) memory",
             r"can ?not allocate memory block",
             r"Invalid buffer size: [\d.]+ ?[KMGT]i?B",
-            r"OOM when allocating",
-            r"out of memory (while trying to |trying to )?(allocat|instantiat)",
+            r"out of memory (while trying to |trying to )?allocat",
             r"failed to alloc(ate)? (memory\b|(request for )?[\d.]+ ?([KMGT]i?B?|bytes)\b)",
             r"std::bad_alloc",
             r"Dst tensor is not initialized",
             # Statuses and drivers: "CUDA error: out of memory", "Triton Error [CUDA]: out of ..."
-            r"RESOURCE_EXHAUSTED: |Resource exhausted: ",
+            r"RESOURCE_EXHAUSTED: ",
             r"\b(CUDA|HIP|ROCm|XPU|MPS|NPU)\b[\w :()\[\]]* out of memory\b",
-            r"_OUT_OF_(DEVICE_|HOST_)?MEMORY\b|hipErrorOutOfMemory",
+            r"_OUT_OF_(DEVICE_|HOST_)?MEMORY\b",
             # Libraries, which allocate beside the framework. A handle that they fail to create is
             # in public reports most often one that they found no memory for.
             r"_ALLOC(ATION)?_FAILED\b",

@@ -10,8 +10,8 @@ from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 
 BACKEND = keras.config.backend()
 DEBUG = (
-    "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace"
-    " below might be incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1"
+    "\nCUDA kernel errors might be asynchronously reported at some other API call, so the "
+    "stacktrace below might be incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1"
 )
 
 # The class that is raised and a text as users have published it, by framework.
@@ -113,7 +113,11 @@ OUT_OF_MEMORY = {
             "INTERNAL: Attempting to perform BLAS operation using StreamExecutor without BLAS "
             "support",
         ),
-        ("RuntimeError", "Resource exhausted: Out of memory while trying to allocate 600 bytes."),
+        (
+            "JaxRuntimeError",
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+            "space hbm. Used 20.34G of 15.48G hbm.",
+        ),
     ],
     "tensorflow": [
         ("ResourceExhaustedError", "failed to allocate memory [Op:AddV2]"),
@@ -179,7 +183,10 @@ OTHER = {
             "block sizes or `num_stages` may help.",
         ),
         ("RuntimeError", "required rank 4 tensor to use channels_last memory format"),
-        ("RuntimeError", "cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned"),
+        (
+            "RuntimeError",
+            "cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned",
+        ),
         ("RuntimeError", "Caught RuntimeError in pin memory thread for device 0."),
         (
             "RuntimeError",
@@ -212,6 +219,11 @@ OTHER = {
             "RESOURCE_EXHAUSTED: Failed to write to file [OS error 28: ENOSPC No space left on "
             "device]",
         ),
+        (
+            "ValueError",
+            'RESOURCE_EXHAUSTED: Error reading "params/0.0" Failed to read from file [OS error 12: '
+            "ENOMEM Cannot allocate memory]",
+        ),
         ("ValueError", "Expected a status such as RESOURCE_EXHAUSTED: got OK"),
         ("ValueError", "Memory kinds passed to jax.jit does not match memory kind on the mesh"),
         (
@@ -224,6 +236,7 @@ OTHER = {
     "tensorflow": [
         ("ResourceExhaustedError", "/data/part-1.tfrecord; Too many open files"),
         ("ResourceExhaustedError", "/tmp/cache.data; No space left on device"),
+        ("ResourceExhaustedError", "/home/user/cache.data; Disk quota exceeded"),
         ("ResourceExhaustedError", "Received message larger than max (6000000 vs. 4194304)"),
         ("InternalError", "an illegal memory access was encountered"),
         ("InvalidArgumentError", "Incompatible shapes: [32,8] vs. [32,9]"),
@@ -303,6 +316,6 @@ def test_what_keras_wraps_is_looked_at(cause):
 
 
 def test_the_real_error_of_an_allocation():
-    with pytest.raises(Exception, match="OOM|Out of memory|allocate memory") as caught:
+    with pytest.raises(Exception, match=r"OOM|Out of memory|allocate memory") as caught:
         keras.ops.convert_to_numpy(keras.ops.zeros((1 << 46,)) + 1)
     assert is_out_of_memory(caught.value)

@@ -102,6 +102,7 @@ class Step:
     def __init__(self, passes, loop, compiled):
         self._passes = passes
         self._prepared = False
+        self._unfinished = False
         self._batch = None
         if compiled:
             if passes.losses > 1:
@@ -121,22 +122,24 @@ class Step:
         Returns:
             Tuple ``(logs, state)``.
         """
+        if self._unfinished:
+            # PyTorch keeps what the failed pass freed, and CUDA's libraries allocate beside it.
+            torch.cuda.empty_cache()
+        self._unfinished = True
         if not self._prepared:
             with torch.no_grad():
                 self._passes.prepare(cut(data, 0, size))
             self._prepared = True
         if self._batch is None or self._batch.data is not data:
             self._batch = _Batch(self._passes, data, size)
-        else:
-            # PyTorch holds on to what the failed pass freed; CUDA's libraries allocate beside it.
-            torch.cuda.empty_cache()
-            if self._passes.noise is not None:
-                self._batch.miss_noise()
+        elif self._passes.noise is not None:
+            self._batch.miss_noise()
         with own_draws():
             logs = self._batch.run(size)
         with torch.no_grad():
             logs = self._passes.finish(self._batch.totals, self._batch.carry, rows) | logs
         self._batch = None
+        self._unfinished = False
         return logs, None
 
 
