@@ -7,6 +7,7 @@ import keras
 
 from tensorflow_ranger.backend import gradients
 from tensorflow_ranger.optimizers import arguments
+from tensorflow_ranger.training.gradient_inputs import checked_batch, checked_variables
 
 
 def accumulate_gradients(loss_fn, variables, batch, size: SupportsIndex):
@@ -37,19 +38,23 @@ def accumulate_gradients(loss_fn, variables, batch, size: SupportsIndex):
             TensorFlow a list of `tf.Variable` or `keras.Variable`; on PyTorch a list of tensors
             that are leaves of the graph, or of `keras.Variable`.
         batch: Pytree (array, tuple, dict, nested) of arrays of any dtype and of shape
-            ``(B, ...)``. Leaves may be None. NumPy arrays become tensors.
+            ``(B, ...)``. Leaves may be None. NumPy arrays become tensors. Other mappings, such as
+            a `BatchEncoding` of Transformers, become dicts.
         size: Integer >= 1; samples of a micro-batch.
 
     Returns:
         ``(value, gradients)``. The value is a float32 scalar, float64 if a variable is. The
         gradients are a pytree like `variables`, each of its variable's shape and dtype; sums are
         held in float32 for narrower dtypes. On TensorFlow and PyTorch the gradient of a variable
-        that the loss does not depend on is None.
+        that the loss does not depend on is None; on JAX it is zero.
 
     Raises:
         ValueError: `size` is no integer >= 1; `batch` holds no array, a leaf without a leading
-            axis, no sample, or leading axes of several sizes.
-        TypeError: `loss_fn` returns neither a scalar tensor nor a pair of scalars.
+            axis, no sample, or leading axes of several sizes; there is no variable; on TensorFlow
+            and PyTorch, the loss depends on none of the variables.
+        TypeError: `loss_fn` returns neither a scalar tensor nor a pair of scalars; `variables` or
+            `batch` hold tensors of another framework than that which Keras runs on; `variables`
+            is a model, a module or ``named_parameters()``, and not its variables.
         tf.errors.InvalidArgumentError: In a `tf.function`, a leading axis unknown until it runs
             turns out to be empty, or of another size than the others.
 
@@ -90,12 +95,15 @@ def accumulate_gradients(loss_fn, variables, batch, size: SupportsIndex):
     size = arguments.count(
         "size", size, "It is the number of samples of a micro-batch: the most that fit into memory."
     )
+    variables, batch = checked_variables(variables), checked_batch(batch)
     samples = _checked_samples(gradients.leaves(batch))
 
     def loss_and_mass(*arguments):
         return _checked_loss(loss_fn(*arguments))
 
-    return gradients.accumulate(loss_and_mass, variables, batch, samples, size)
+    value, found = gradients.accumulate(loss_and_mass, variables, batch, samples, size)
+    _require_gradients(found)
+    return value, found
 
 
 def _checked_samples(arrays):
@@ -137,6 +145,16 @@ def _checked_loss(result):
         "loss_fn must return a scalar tensor, the mean loss of the micro-batch, or a pair of "
         f"scalars (summed_loss, mass): got {_describe(result)}. Reduce the loss over all its axes."
     )
+
+
+def _require_gradients(found):
+    if isinstance(found, list) and all(gradient is None for gradient in found):
+        raise ValueError(
+            f"The loss depends on none of the variables: got {len(found)} and no gradient, so "
+            "nothing would be trained. Give the variables of the model that loss_fn calls, with "
+            "requires_grad=True on PyTorch, and return the loss itself: not a detached one, and "
+            "not one that was computed outside the framework or without gradients."
+        )
 
 
 def _is_scalar_tensor(value):

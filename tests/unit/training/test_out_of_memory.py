@@ -18,10 +18,11 @@ class Hungry(layers.Layer):
     def __init__(self):
         super().__init__()
         self.most = None
+        self.error = MemoryError
 
     def call(self, inputs):
         if self.most is not None and inputs.shape[0] > self.most:
-            raise MemoryError(f"no memory for {inputs.shape[0]} samples")
+            raise self.error(f"no memory for {inputs.shape[0]} samples")
         return inputs
 
 
@@ -58,6 +59,39 @@ def test_the_batch_is_run_again_in_halves(optimizer, caplog):
     plan = model.microbatch_plan
     assert plan.chosen == 4
     assert [c.size for c in plan.candidates if not c.fits] == [8, 16]
+
+
+@pytest.mark.parametrize("text", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_errors_of_the_libraries_below_are_recognised(text):
+    model, expected = hungry_model(), hungry_model()
+    microbatch(model, BATCH)
+    model.layers[2].most = 4
+    model.layers[2].error = lambda _: RuntimeError(text)
+    train(model, 2)
+    train(expected, 2)
+    assert model.microbatch_plan.chosen == 4
+    assert_same_weights(model, expected, 1e-5)
+
+
+def test_errors_that_only_mention_memory_are_raised(caplog):
+    model = microbatch(hungry_model(), BATCH)
+    model.layers[2].most = 4
+    model.layers[2].error = lambda _: RuntimeError("CUDA error: an illegal memory access")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        train(model, 1)
+    assert not caplog.records
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="about PyTorch's cache")
+def test_memory_that_pytorch_keeps_is_given_back_before_the_batch_is_run_again(monkeypatch):
+    import torch
+
+    freed = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
+    model = microbatch(hungry_model(), BATCH)
+    model.layers[2].most = 5
+    train(model, 3)
+    assert len(freed) == 2
 
 
 def test_one_sample_that_does_not_fit_is_an_error():

@@ -8,3 +8,4 @@ _active = importlib.import_module(f"{__name__}.{keras.config.backend()}")
 
 accumulate = _active.accumulate
 leaves = _active.leaves
+map_leaves = _active.map_leaves

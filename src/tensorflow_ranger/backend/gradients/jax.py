@@ -10,6 +10,11 @@ def leaves(batch):
     return jax.tree.leaves(batch)
 
 
+def map_leaves(function, batch):
+    """Return `batch` with ``function(leaf)`` in place of each leaf but None."""
+    return jax.tree.map(function, batch)
+
+
 def accumulate(loss_fn, variables, batch, samples, size):
     """Return the batch's loss and its gradients, from micro-batches of `size` samples.
 

@@ -9,13 +9,18 @@ def leaves(batch):
     return [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
 
 
+def map_leaves(function, batch):
+    """Return `batch` with ``function(leaf)`` in place of each leaf but None."""
+    return keras.tree.map_structure(lambda x: None if x is None else function(x), batch)
+
+
 def accumulate(loss_fn, variables, batch, samples, size):
     """Return the batch's loss and its gradients, from micro-batches of `size` samples.
 
     Args:
         loss_fn: Function ``micro_batch -> (loss, mass)``. A mass of None means that the loss is
             the mean over the samples.
-        variables: Iterable of `tf.Variable` or `keras.Variable`.
+        variables: List of `tf.Variable` or `keras.Variable`.
         batch: Pytree of arrays with `samples` rows each.
         samples: Integer >= 1, or None while it is unknown to a graph.
         size: Integer >= 1.
@@ -25,12 +30,12 @@ def accumulate(loss_fn, variables, batch, samples, size):
         the loss does not depend on it.
     """
     variables = [v.value if isinstance(v, keras.Variable) else v for v in variables]
-    batch = _map(tf.convert_to_tensor, batch)
+    batch = map_leaves(tf.convert_to_tensor, batch)
     samples = _checked_samples(leaves(batch), samples)
     connected = [False] * len(variables)
 
     def add(sums, start, length):
-        micro_batch = _map(lambda x: _rows(x, start, length), batch)
+        micro_batch = map_leaves(lambda x: _rows(x, start, length), batch)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             loss, mass = loss_fn(micro_batch)
@@ -61,10 +66,6 @@ def accumulate(loss_fn, variables, batch, samples, size):
         for total, variable, is_connected in zip(totals, variables, connected, strict=True)
     ]
     return _mean(loss, mass), gradients
-
-
-def _map(function, batch):
-    return keras.tree.map_structure(lambda x: None if x is None else function(x), batch)
 
 
 def _checked_samples(arrays, samples):

@@ -9,6 +9,11 @@ def leaves(batch):
     return [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
 
 
+def map_leaves(function, batch):
+    """Return `batch` with ``function(leaf)`` in place of each leaf but None."""
+    return keras.tree.map_structure(lambda x: None if x is None else function(x), batch)
+
+
 def accumulate(loss_fn, variables, batch, samples, size):
     """Return the batch's loss and its gradients, from micro-batches of `size` samples.
 
@@ -17,7 +22,7 @@ def accumulate(loss_fn, variables, batch, samples, size):
     Args:
         loss_fn: Function ``micro_batch -> (loss, mass)``. A mass of None means that the loss is
             the mean over the samples.
-        variables: Iterable of leaf tensors or `keras.Variable`.
+        variables: List of leaf tensors or `keras.Variable`.
         batch: Pytree of arrays with `samples` rows each.
         samples: Integer >= 1.
         size: Integer >= 1.
@@ -48,9 +53,7 @@ def accumulate(loss_fn, variables, batch, samples, size):
 
 
 def _rows(batch, start, stop):
-    return keras.tree.map_structure(
-        lambda x: None if x is None else torch.as_tensor(x[start:stop]), batch
-    )
+    return map_leaves(lambda x: torch.as_tensor(x[start:stop]), batch)
 
 
 def _add(totals, loss_fn, variables, micro_batch, samples):

@@ -8,6 +8,8 @@ import importlib
 
 import keras
 
+from tensorflow_ranger.backend.out_of_memory import is_out_of_memory as is_out_of_memory
+
 _active = importlib.import_module(f"{__name__}.{keras.config.backend()}")
 
 KNOWS_MEMORY = _active.KNOWS_MEMORY
@@ -16,7 +18,6 @@ add_gradients = _active.add_gradients
 current_values = _active.current_values
 default_loop = _active.default_loop
 filled = _active.filled
-is_out_of_memory = _active.is_out_of_memory
 make_step = _active.make_step
 rows = _active.rows
 trainer_overrides = _active.trainer_overrides

@@ -25,13 +25,6 @@ def rows(leaf):
     return Mesh().rows(leaf) if replicas.has_several(()) else leaf.shape[0]
 
 
-def is_out_of_memory(error):
-    """Return whether `error` says that memory ran out."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-    )
-
-
 def trainer_overrides(model):
     """Return the methods of Keras' trainer that `model` needs others for, by their names: none."""
     return {}

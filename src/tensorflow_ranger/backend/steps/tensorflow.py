@@ -39,11 +39,6 @@ def make_step(passes, loop, compiled):
     return Step(passes, loop, compiled)
 
 
-def is_out_of_memory(error):
-    """Return whether `error` says that memory ran out."""
-    return isinstance(error, tf.errors.ResourceExhaustedError | MemoryError)
-
-
 def current_values(variables):
     """Return pairs of the variables and the values an inner scope must be told: none."""
     return []

@@ -38,13 +38,6 @@ def make_step(passes, loop, compiled):
     return Step(passes, loop, compiled)
 
 
-def is_out_of_memory(error):
-    """Return whether `error` says that memory ran out."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
 def current_values(variables):
     """Return pairs of the variables and the values an inner scope must be told: none."""
     return []
@@ -115,6 +108,7 @@ class Step:
     def __init__(self, passes, loop, compiled):
         self._passes = passes
         self._prepared = False
+        self._unfinished = False
         self._batch = None
         if compiled:
             if passes.losses > 1:
@@ -134,6 +128,10 @@ class Step:
         Returns:
             Tuple ``(logs, state)``.
         """
+        if self._unfinished:
+            # PyTorch keeps what the failed pass freed, and CUDA's libraries allocate beside it.
+            torch.cuda.empty_cache()
+        self._unfinished = True
         if not self._prepared:
             with torch.no_grad(), kept(self._passes.model):
                 self._passes.prepare(cut(data, 0, size), count(data))
@@ -149,6 +147,7 @@ class Step:
         with torch.no_grad():
             logs = self._passes.finish(self._batch.totals, self._batch.carry, rows, *batch)
         self._batch = None
+        self._unfinished = False
         return logs, None
 
     def require_rows(self, samples):
