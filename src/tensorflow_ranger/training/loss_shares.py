@@ -96,8 +96,14 @@ class LossShares:
         """For each loss that is one number of a micro-batch: how to name it to the user."""
         if self.is_own:
             return [f"{type(self.model).__name__}.compute_loss"]
-        scalars = [f"the loss {self.losses[place].loss.name!r}" for place in self._scalars]
+        scalars = [f"the loss {self.name(place)}" for place in self._scalars]
         return scalars + [f"a loss added by layer {name!r}" for _, name in self._asked_added]
+
+    def name(self, place):
+        """Return the name of a compiled loss, and its output's if there are several."""
+        record = self.losses[place]
+        output = f" of output {record.name!r}" if len(self.losses) > 1 else ""
+        return f"{record.loss.name!r}{output}"
 
     @property
     def _asked_added(self):

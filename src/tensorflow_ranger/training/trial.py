@@ -55,14 +55,9 @@ class Trial(Passes):
     @property
     def loss_names(self):
         """How to name to the user each loss that `gradients_by_outputs` differentiates."""
-        losses = self.shares.losses
-        if not losses:
+        if self.shares.is_own:
             return [f"{type(self.model).__name__}.compute_loss"]
-        return [
-            f"The loss {record.loss.name!r}"
-            + (f" of output {record.name!r}" if len(losses) > 1 else "")
-            for record in losses
-        ]
+        return [f"The loss {self.shares.name(i)}" for i in range(len(self.shares.losses))]
 
     def gradients_by_outputs(self, data, size):
         """Return for each loss its gradients by the model's outputs, as NumPy arrays.

@@ -169,9 +169,13 @@ def test_a_training_step_on_the_instance_is_refused(name):
 
 def test_a_test_step_on_the_instance_is_called():
     model = dense_model()
-    model.test_step = lambda *args: {"mine": keras.ops.zeros(())} if len(args) == 1 else (
-        {"mine": keras.ops.zeros(())},
-        args[0],
+    model.test_step = lambda *args: (
+        {"mine": keras.ops.zeros(())}
+        if len(args) == 1
+        else (
+            {"mine": keras.ops.zeros(())},
+            args[0],
+        )
     )
     fit(ranger.microbatch(model, SIZE))
     assert model.evaluate(*data(), verbose=0, return_dict=True) == {"mine": 0.0}
@@ -207,7 +211,7 @@ def test_a_subclass_named_sgd_keeps_its_own_update():
 def test_several_batches_in_a_step_are_refused_as_keras_refuses_them():
     model = ranger.microbatch(dense_model(steps_per_execution=4), SIZE)
     with pytest.raises(ValueError, match=r"steps_per_execution` must be 1 with the PyTorch"):
-        fit(model)
+        fit(model, batch_size=2, epochs=1)
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True, "large"])
