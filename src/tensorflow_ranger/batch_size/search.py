@@ -81,7 +81,8 @@ class Search:
     def plan(self):
         """Return the search so far as a `MicrobatchPlan`."""
         timed = self._timed()
-        known = sorted({*self._times, *self._memory, *self._refused})
+        in_use = {self.size} - {None}
+        known = sorted({*self._times, *self._memory, *self._refused, *in_use})
         candidates = tuple(
             Candidate(
                 size,

@@ -14,6 +14,7 @@ class Tasks:
             compiled loss.
 
     Attributes:
+        members: As given.
         names: Tuple of the tasks' names, known after `resolve`.
         groups: Tuple with the places of each task's losses, known after `resolve`.
         observed: Whether a callback asks for the angles between gradients.
@@ -42,7 +43,7 @@ class Tasks:
         self.statistics = None
         self.names = ()
         self.groups = ()
-        self._members = members
+        self.members = members
 
     @property
     def is_plain(self):
@@ -59,7 +60,7 @@ class Tasks:
             ValueError: There are fewer than two tasks; a loss is unknown, or belongs to none of
                 the tasks, or to several.
         """
-        members = self._members or {name: [name] for name in names}
+        members = self.members or {name: [name] for name in names}
         wanted = [name for losses in members.values() for name in losses]
         if sorted(wanted) != sorted(names):
             raise ValueError(

@@ -243,9 +243,8 @@ class MicroBatcher:
         if self._has_grown:
             self._has_grown, self._patience = False, 2 * self._patience
         self._batches_until_growth = self._patience
-        self._resize(
-            size // 2, f"{size} samples at a time ran out of memory.", Candidate(size, fits=False)
-        )
+        reason = f"{size // 2} samples at a time are used: {size} ran out of memory."
+        self._resize(size // 2, reason, Candidate(size, fits=False))
 
     def _grow(self):
         if self._batches_until_growth is None:
@@ -260,7 +259,8 @@ class MicroBatcher:
 
     def _resize(self, size, reason, learned):
         self._size = size
-        known = {candidate.size: candidate for candidate in (*self.plan.candidates, learned)}
+        looked_at = (Candidate(size), *self.plan.candidates, learned)
+        known = {candidate.size: candidate for candidate in looked_at}
         candidates = tuple(known[size] for size in sorted(known))
         self._show(MicrobatchPlan(self.plan.batch, candidates, size, reason))
 
@@ -269,7 +269,14 @@ class MicroBatcher:
         memory_of = None
         if steps.KNOWS_MEMORY:
             memory_of = functools.partial(step.memory, state, data)
-        self._search = Search(samples, self._limit, memory_of, backend.peak_memory() or 0)
+        held = backend.peak_memory() or 0
+        if memory_of is None and self._limit is not None and held >= self._limit:
+            raise MemoryError(
+                f"memory_limit is {format_bytes(self._limit)}, and {format_bytes(held)} are in use "
+                "before the first batch: by Python, the framework, the model and the data. Raise "
+                "it by what a step may need beside these."
+            )
+        self._search = Search(samples, self._limit, memory_of, held)
         self._batch = samples
         self._take_from(self._search)
 

@@ -1,12 +1,15 @@
 """microbatch: the whole batch's weights with one micro-batch's memory, inside Keras' own fit."""
 
+import functools
+
 import keras
 
 from tensorflow_ranger.backend import steps
 from tensorflow_ranger.batch_size.plan import parse_bytes
-from tensorflow_ranger.multitask.tasks import tasks_of
+from tensorflow_ranger.multitask.tasks import Tasks, set_tasks, tasks_of
 from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.training.micro_batcher import WHOLE, MicroBatcher
+from tensorflow_ranger.training.model_copies import copy_overrides
 
 LOOPS = (None, "device", "host")
 ACCUMULATORS = (None, "buffer", "fold")
@@ -140,14 +143,25 @@ def _install(model, size, **options):
     batcher = MicroBatcher(model, size, **options)
     model.make_train_function = batcher.make_train_function
     vars(model).update(steps.trainer_overrides(model))
+    vars(model).update(
+        copy_overrides(
+            model, lambda: functools.partial(_reinstalled, size, options, tasks_of(model))
+        )
+    )
     model.train_function = None
     return model
 
 
+def _reinstalled(size, options, tasks, model):
+    set_tasks(model, None if tasks is None else Tasks(tasks.combine, tasks.members))
+    return _install(model, size, **options)
+
+
 def _uninstall(model):
     if "make_train_function" in vars(model):
-        for name in ("make_train_function", "microbatch_plan", *steps.trainer_overrides(model)):
-            delattr(model, name)
+        overrides = (*steps.trainer_overrides(model), *copy_overrides(model, None))
+        for name in ("make_train_function", "microbatch_plan", *overrides):
+            del vars(model)[name]
         model.train_function = model.test_function = None
 
 

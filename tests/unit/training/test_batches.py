@@ -1,0 +1,168 @@
+"""Batches that are sparse, ragged or have missing parts train as plain Keras trains them."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import tensorflow_ranger as ranger
+from tests.models import assert_same_weights, assert_trains_as_plain, data, fit
+
+BACKEND = keras.config.backend()
+IS_TENSORFLOW = BACKEND == "tensorflow"
+
+
+def network(sparse=False, **settings):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [keras.Input((6,), sparse=sparse), layers.Dense(4, activation="tanh"), layers.Dense(2)]
+    )
+    model.compile("sgd", "mse", **{"jit_compile": BACKEND == "jax", **settings})
+    return model
+
+
+def sparse_data():
+    scipy_sparse = pytest.importorskip("scipy.sparse")
+    x, y = data(36)
+    x[np.abs(x) < 0.8] = 0
+    return scipy_sparse.csr_matrix(x), y
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras has no sparse tensors on PyTorch")
+@pytest.mark.parametrize("loop", ["host", "device"])
+def test_sparse_inputs(loop):
+    x, y = sparse_data()
+    whole = network(sparse=True, jit_compile=False)
+    fit(whole, x, y, 12)
+    for size in (4, 5, 12):
+        parts = network(sparse=True, jit_compile=False)
+        fit(ranger.microbatch(parts, size, loop=loop), x, y, 12)
+        assert_same_weights(parts, whole)
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras has no sparse tensors on PyTorch")
+def test_verify_takes_sparse_inputs():
+    x, y = sparse_data()
+    assert ranger.verify(network(sparse=True, jit_compile=False), (x, y), 5).exact
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW, reason="tf.data gives TensorFlow's own sparse tensors")
+def test_sparse_tensors_of_a_data_set():
+    import tensorflow as tf
+
+    x, y = sparse_data()
+    dense = tf.convert_to_tensor(x.toarray())
+
+    def batches():
+        return tf.data.Dataset.from_tensor_slices((tf.sparse.from_dense(dense), y)).batch(12)
+
+    whole, parts = network(sparse=True), ranger.microbatch(network(sparse=True), 5)
+    for model in (whole, parts):
+        model.fit(batches(), verbose=0)
+    assert_same_weights(parts, whole)
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW, reason="ragged tensors are TensorFlow's")
+def test_ragged_inputs_with_a_loss_that_returns_a_number():
+    import tensorflow as tf
+
+    class Ragged(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(tf.reduce_mean(x, axis=1, keepdims=True))
+
+    lengths = [1 + i % 4 for i in range(24)]
+    x = tf.RaggedTensor.from_row_lengths(np.arange(sum(lengths), dtype="float32"), lengths) / 60.0
+    models = []
+    for size in (None, 5):
+        keras.utils.set_random_seed(1)
+        model = Ragged()
+        model.compile("sgd", lambda y, y_pred: 0.0 * 1, jit_compile=False)
+        fit(model if size is None else ranger.microbatch(model, size), x, np.zeros((24, 2)), 12)
+        models.append(model)
+    assert_same_weights(*models)
+
+
+def generator(weight=True):
+    x, y = data(24)
+    for start in (0, 12):
+        batch = x[start : start + 12], y[start : start + 12]
+        yield (*batch, None) if weight else (batch[0], batch[1])
+
+
+def test_a_generator_without_weights():
+    whole, parts = network(), ranger.microbatch(network(), 5)
+    for model in (whole, parts):
+        model.fit(generator(), verbose=0)
+    assert_same_weights(parts, whole)
+
+
+def test_an_optional_input_that_is_missing():
+    class Optional(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(2)
+
+        def call(self, inputs):
+            x, more = inputs
+            return self.dense(x if more is None else x + more)
+
+    def make():
+        keras.utils.set_random_seed(1)
+        model = Optional()
+        model.compile("sgd", "mse", jit_compile=BACKEND == "jax")
+        return model
+
+    x, y = data(24)
+    whole, parts = make(), ranger.microbatch(make(), 5)
+    for model in (whole, parts):
+        fit(model, (x, None), y, 12)
+    assert_same_weights(parts, whole)
+
+
+def test_a_layer_that_needs_concrete_values():
+    seen = []
+
+    class Reads(layers.Layer):
+        def call(self, x):
+            seen.append(float(ops.convert_to_numpy(ops.stop_gradient(ops.sum(x)))))
+            return x
+
+    def make():
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([layers.Dense(2), Reads()])
+        model.compile("sgd", "mse", run_eagerly=True)
+        return model
+
+    x, y = data(24)
+    whole, parts = make(), ranger.microbatch(make(), 5)
+    if BACKEND == "jax":
+        pytest.skip("no layer reads values under jax.grad, in plain Keras neither")
+    for model in (whole, parts):
+        fit(model, x, y, 12)
+    assert_same_weights(parts, whole)
+    assert seen
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="on TensorFlow and PyTorch Keras traces nothing here")
+def test_a_layer_that_is_not_traced_without_jit_compile():
+    import jax
+
+    class Untraced(layers.Layer):
+        def call(self, x):
+            assert not isinstance(jax.numpy.sum(x) * 0, jax.core.Tracer) or float(0.0 + 1)
+            if not isinstance(x, keras.KerasTensor):
+                jax.core.get_aval(x)
+                bool(ops.any(x > -np.inf))
+            return x
+
+    def make():
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.Input((6,)), Untraced(), layers.Dense(2)])
+        model.compile("sgd", "mse", jit_compile=False)
+        return model
+
+    assert_trains_as_plain(make, *data(24), sizes=(5, 12))
