@@ -7,4 +7,5 @@ import keras
 _active = importlib.import_module(f"{__name__}.{keras.config.backend()}")
 
 accumulate = _active.accumulate
+gradient = _active.gradient
 leaves = _active.leaves
