@@ -1,7 +1,5 @@
 """Centralized optimizers take one path with and without `microbatch`, tagged or not."""
 
-import contextlib
-
 import keras
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from tests.models import assert_same_weights, fit
 
 MAKERS = {
     "RangerOptimizer": lambda: ranger.RangerOptimizer(0.05, accumulation_steps=1, centralize=True),
-    "Ranger": lambda: ranger.Ranger(0.01, lookahead=ranger.Lookahead(2, 0.5)),
+    "Ranger": lambda: ranger.Ranger(0.1, lookahead=ranger.Lookahead(2, 0.5)),
     "Ranger21": lambda: ranger.Ranger21(0.01, total_updates=6, warm_up=False),
 }
 
@@ -37,9 +35,10 @@ def encoder(optimizer):
     keras.utils.set_random_seed(1)
     ids = keras.Input((4,), dtype="int32")
     x = Embeddings()(ids)
-    x += layers.MultiHeadAttention(2, 3, name="self_attention")(x, x)
+    # The bias of the keys has no gradient but rounding, which Ranger21 would scale up.
+    x += layers.MultiHeadAttention(2, 3, use_bias=False, name="self_attention")(x, x)
+    x += layers.EinsumDense("btd,ndh->btnh", (5, 2, 6), name="mixer")(x)[:, :, 0]
     x = layers.LayerNormalization()(x)
-    x += layers.EinsumDense("btd,ndh->btnh", (5, 2, 3), name="mixer")(x)[:, :, 0, :1]
     model = keras.Model(ids, layers.Dense(2, name="pooler")(x[:, 0]))
     model.compile(optimizer, "mse", jit_compile=keras.config.backend() == "jax")
     return model
@@ -56,13 +55,15 @@ def trained(model):
 def test_microbatch_takes_the_path_of_fit(make):
     untagged, tagged = [], []
     for wrap in (lambda model: model, lambda model: ranger.microbatch(model, 3)):
-        with pytest.warns(UserWarning, match=r"their fan-in: mixer/kernel \(2, 6, 3\)\. Before"):
+        with pytest.warns(UserWarning, match=r"their fan-in: mixer/kernel \(2, 6, 6\)\. Before"):
             untagged.append(trained(wrap(encoder(make()))))
         assert not hasattr(untagged[-1].get_layer("mixer").kernel, "fan_in_axes")
         # Without a warning, which would be an error.
         tagged.append(trained(wrap(ranger.tag_fan_in(encoder(make())))))
     assert_same_weights(untagged[1], untagged[0], 1e-5)
     assert_same_weights(tagged[1], tagged[0], 1e-5)
-    with contextlib.suppress(AssertionError):
-        assert_same_weights(tagged[0], untagged[0], 1e-3)
-        pytest.fail("The tag of mixer/kernel makes no difference.")
+    kernels = [
+        np.asarray(ops.convert_to_numpy(m.get_layer("mixer").kernel))
+        for m in (tagged[0], untagged[0])
+    ]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-3

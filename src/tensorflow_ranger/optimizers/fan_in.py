@@ -125,7 +125,7 @@ def fan_in_axes(variable):
 
     Returns:
         A tuple of axes, ascending unless the user tagged the variable in another order. ``()`` if
-        the variable is never centralized. None if neither a tag nor name, path and rank tell.
+        the variable is never centralized. None if neither a tag nor name, path and shape tell.
 
     Raises:
         ValueError: The variable's tag is no tuple of its axes.

@@ -28,7 +28,7 @@ def powers(x, w):
 
 
 def splines(x, w, scale_factor):
-    basis = ops.relu(1 - ops.abs(x[..., None] - np.linspace(-1, 1, 5, dtype="float32")))
+    basis = ops.relu(1 - ops.abs(x[..., None] - ops.linspace(-1.0, 1.0, 5)))
     return ops.einsum("bik,iko,io->bo", basis, w, scale_factor)
 
 
@@ -37,7 +37,7 @@ def normalized(x, v, g):
 
 
 def sampled(x, mean, rho):
-    noise = np.random.default_rng(0).normal(size=rho.shape).astype("float32")
+    noise = keras.random.normal(rho.shape, seed=1)
     return x @ (mean + ops.softplus(rho) * noise)
 
 
