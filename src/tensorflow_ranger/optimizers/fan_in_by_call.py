@@ -1,8 +1,10 @@
 """The fan-in of a weight, read from what a layer's output depends on."""
 
+import inspect
+
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import ops
 
 from tensorflow_ranger.backend import gradients
 
@@ -99,13 +101,22 @@ def _inputs(layer, rng):
     if named:
         return (), {name.removesuffix("_shape"): value for name, value in named.items()}
     inputs = keras.tree.map_shape_structure(random, shapes["input_shape"])
-    is_cell = hasattr(layer, "get_initial_state") and not isinstance(layer, layers.RNN)
-    if not is_cell:
+    if not _is_cell(layer):
         return (inputs,), {}
-    states = keras.tree.map_structure(
-        lambda state: random((None, *state.shape[1:])), layer.get_initial_state(batch_size=_ROWS)
-    )
-    return (inputs, states), {}
+    sizes = layer.state_size if isinstance(layer.state_size, tuple | list) else [layer.state_size]
+    shapes = [size if isinstance(size, tuple | list) else (size,) for size in sizes]
+    return (inputs, [random((None, *shape)) for shape in shapes]), {}
+
+
+def _is_cell(layer):
+    """Return whether a layer is called as `keras.layers.RNN` calls cells, on inputs and states."""
+    needed = [
+        parameter
+        for parameter in inspect.signature(layer.call).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    return hasattr(layer, "state_size") and len(needed) == 2
 
 
 def _array(slope):

@@ -114,9 +114,6 @@ class Closed(layers.Layer):
         self.gate = layers.Dense(4)
         self.gate.build((None, input_shape[-1] + 4))
 
-    def get_initial_state(self, batch_size=None):
-        return [ops.zeros((batch_size, 4))]
-
     def call(self, inputs, states):
         x = ops.concatenate([inputs, states[0]], axis=-1)
         gate = ops.sigmoid(self.gate(x))
