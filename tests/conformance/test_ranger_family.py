@@ -181,14 +181,3 @@ def test_what_is_in_doubt_is_named_once():
         optimizer.apply([gradient], [variable])
     optimizer.apply([gradient], [variable])  # warns no more: a warning would be an error
     assert np.abs(np.asarray(variable) - 1).min() > 0
-
-
-def test_microbatch_tags_the_model():
-    keras.utils.set_random_seed(1)
-    layer = keras.layers.Conv2DTranspose(2, 2, name="mystery")
-    model = keras.Sequential([keras.Input((3, 3, 2)), layer])
-    model.compile(ranger.Ranger(), "mse", jit_compile=BACKEND == "jax")
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(8, 3, 3, 2)), rng.normal(size=(8, 4, 4, 2))
-    fit(ranger.microbatch(model, 3), x, y, batch_size=8)  # without a warning of doubt
-    assert layer.kernel.fan_in_axes == (0, 1, 3)

@@ -19,7 +19,6 @@ from tensorflow_ranger.distribution.merging import merged_gradients, require_rep
 from tensorflow_ranger.multitask.task_buffer import TaskBuffer
 from tensorflow_ranger.multitask.tasks import tasks_of
 from tensorflow_ranger.optimizers import arguments
-from tensorflow_ranger.optimizers.fan_in import tag_fan_in
 from tensorflow_ranger.training.passes import Passes
 from tensorflow_ranger.training.step_statistics import StepStatistics
 from tensorflow_ranger.training.task_losses import (
@@ -181,7 +180,6 @@ class MicroBatcher:
         if key not in self._steps:
             model = self._model
             model._symbolic_build(data_batch=data)
-            tag_fan_in(model)
             compiled = None if model.run_eagerly else bool(model.jit_compile)
             tasks = resolved_tasks(model)
             passes = Passes(model, self._make_accumulator(tasks), tasks, self.noise)

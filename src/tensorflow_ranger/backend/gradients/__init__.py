@@ -7,5 +7,6 @@ import keras
 _active = importlib.import_module(f"{__name__}.{keras.config.backend()}")
 
 accumulate = _active.accumulate
+gradient = _active.gradient
 leaves = _active.leaves
 map_leaves = _active.map_leaves

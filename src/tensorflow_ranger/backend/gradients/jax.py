@@ -79,3 +79,8 @@ def _zeros(variables, batch):
 
 def _wide(dtype):
     return jnp.dtype("float32") if dtype.itemsize < 4 else dtype
+
+
+def gradient(function, tensor):
+    """Return the gradient of a function of one array, whose value is a scalar."""
+    return jax.grad(function)(tensor)

@@ -109,3 +109,12 @@ def _add(total, part, scale):
 
 def _mean(total, mass):
     return tf.math.divide_no_nan(total, tf.cast(mass, total.dtype))
+
+
+def gradient(function, tensor):
+    """Return the gradient of a function of one tensor; None if its scalar depends on none of it."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(tensor)
+        value = function(tensor)
+    slope = tape.gradient(value, tensor)
+    return None if slope is None else tf.convert_to_tensor(slope)

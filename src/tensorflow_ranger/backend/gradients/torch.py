@@ -94,3 +94,14 @@ def _add_to_grad(variable, gradient):
         variable.grad = gradient.clone()
     else:
         variable.grad.add_(gradient)
+
+
+def gradient(function, tensor):
+    """Return the gradient of a function of one tensor; None if its scalar depends on none of it."""
+    tensor = tensor.detach().requires_grad_()
+    with torch.enable_grad():
+        value = function(tensor)
+    if not value.requires_grad:
+        return None
+    (slope,) = torch.autograd.grad(value, [tensor], allow_unused=True)
+    return slope
