@@ -12,9 +12,9 @@ import typer
 
 from tensorflow_ranger.cli.app import app
 from tensorflow_ranger.cli.errors import CommandError
-from tensorflow_ranger.cli.main import main
 from tensorflow_ranger.cli.run_directory import RunDirectory
 from tensorflow_ranger.cli.tasks import digits
+from tensorflow_ranger_cli.main import main
 from tests.unit.cli import runs
 
 
