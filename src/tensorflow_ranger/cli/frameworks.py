@@ -7,6 +7,7 @@ import sys
 from importlib import metadata
 
 import tensorflow_ranger
+from tensorflow_ranger.cli import spelling
 from tensorflow_ranger.cli.errors import CommandError, UsageError
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -42,7 +43,7 @@ def import_keras(backend=None):
     if chosen and chosen not in BACKENDS:
         raise UsageError(
             f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}: got {chosen!r}. "
-            "Set it to one of them, or unset it."
+            f"Set it to one of them, or unset it{spelling.nearest(chosen, BACKENDS)}"
         )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
