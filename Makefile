@@ -6,7 +6,12 @@
 # `make train` installs Keras, TensorFlow and the examples; every other target installs all that
 # development needs. Nothing is installed again until pyproject.toml or constraints.txt changes.
 
-PYTHON ?= python3.11
+# The first of these that is new enough; PYTHON=... chooses another.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c "import sys; sys.exit(sys.version_info < (3, 11))" 2> /dev/null \
+		&& echo $$python && break; done)
+NO_PYTHON = echo "Python 3.11 or newer is needed: found none as python3, python3.13, python3.12 or" \
+	"python3.11. Install it, or name it: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; false
 BACKENDS ?= tensorflow jax torch
 TESTS ?=
 BENCHES ?= benchmarks benchmarks.fused benchmarks.updates
@@ -35,7 +40,7 @@ help:
 	@echo "make clean   delete what the other targets made, but for .venv and runs/"
 
 $(VENV)/.train: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || { $(or $(PYTHON),$(NO_PYTHON)) -m venv $(VENV); }
 	$(PIP) pip
 	$(PIP) --editable '.[examples]' --group train
 	touch $@

@@ -14,9 +14,11 @@
 # # The founding example
 #
 # This library began with a few lines of code: a network for handwritten digits, trained in batches
-# of 32 with an optimizer that updates once for several of them. The lines stand here as they were
-# written, on real digits, with the curve of the loss and the accuracy on digits that it
-# has not seen.
+# of 32 with an optimizer that updates once for several of them. The lines that import the
+# optimizer and make it stand here as they were written, and `fit` has the same arguments. The rest
+# differs: the network is smaller and ends with a softmax, `compile` asks for the accuracy, and the
+# digits are real. So the losses are not those that were printed with the first listing. New are the
+# curve of the loss and the accuracy on digits that the network has not seen.
 #
 # You need `pip install "tensorflow-ranger[tensorflow,examples]"`, or `jax` or `torch` in place of
 # `tensorflow` with `KERAS_BACKEND` set to it. It runs for less than a minute on a CPU.

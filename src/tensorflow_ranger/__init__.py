@@ -2,19 +2,29 @@
 
 import sys as _sys
 from importlib.metadata import version as _version
-from pathlib import Path as _Path
+from traceback import walk_stack as _walk_stack
 
 __version__ = _version("tensorflow-ranger")
 
 
-def _is_command_line():
-    program = _Path(next(iter(_sys.argv), "")).stem
-    return program == "tensorflow-ranger" or (program == "-m" and __name__ in _sys.orig_argv)
+def _is_imported_for_the_command_line():
+    """Return whether the command line is about to start, and has yet to choose Keras' backend.
+
+    Its script imports its own package first. ``python -m`` imports this package to find
+    ``__main__``, which `runpy` looks for.
+    """
+    if "keras" in _sys.modules:
+        return False
+    return "tensorflow_ranger_cli" in _sys.modules or any(
+        frame.f_globals.get("__name__") == "runpy"
+        and frame.f_locals.get("mod_name") == f"{__name__}.__main__"
+        for frame, _ in _walk_stack(None)
+    )
 
 
-# Keras reads its backend when it is imported, and the command line chooses one first. Everybody
-# else gets the public names here, and with them their registration for Keras' saving.
-if not _is_command_line():
+# Importing the public names imports Keras, which reads its backend then, and registers the
+# optimizers for Keras' saving. The command line chooses a backend first and reloads this package.
+if not _is_imported_for_the_command_line():
     from tensorflow_ranger.optimizers.accumulation_steps import (
         AccumulationSchedule as AccumulationSchedule,
     )

@@ -2,6 +2,6 @@
 
 import sys
 
-from tensorflow_ranger.cli.main import main
+from tensorflow_ranger_cli.main import main
 
 sys.exit(main())

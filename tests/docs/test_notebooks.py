@@ -51,5 +51,15 @@ def test_notebook_has_a_page_of_the_site(path):
     assert f"notebooks/{path.stem}\n" in (ROOT / "docs/index.md").read_text(encoding="utf-8")
 
 
+def test_the_founding_lines_stand_in_the_notebook():
+    text = (ROOT / "notebooks/founding_example.py").read_text(encoding="utf-8")
+    for line in (
+        "from tensorflow_ranger.python import ranger_optimizer",
+        "optimizer = ranger_optimizer.RangerOptimizer(learning_rate=0.001, momentum=0.9)",
+        "model.fit(x_train, y_train, epochs=10, batch_size=32)",
+    ):
+        assert line in text
+
+
 def is_of_parameters(cell):
     return "parameters" in cell.metadata.get("tags", [])

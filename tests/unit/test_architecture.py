@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = "tensorflow_ranger"
+COMMAND = "tensorflow_ranger_cli"  # the command line's package, which starts it
 SOURCE = Path(__file__).resolve().parents[2] / "src" / PACKAGE
 
 # From the top down: a room imports from itself and from those below it. Rooms of one line do not
@@ -71,6 +72,8 @@ def violations(path, source):
             found.append(f"{where} is a framework outside backend/")
         elif f"{module}.".startswith("keras.src.") and path != INTERNALS:
             found.append(f"{where} is private to Keras")
+        elif top == COMMAND and room != "__main__":
+            found.append(f"{where} is the command, which imports the library")
         elif top == PACKAGE:
             target = room_of(module)
             # The commands use what a user would: the public names.
@@ -89,6 +92,18 @@ def test_imports_point_down():
     for file in files:
         found += violations(file.relative_to(SOURCE), file.read_text(encoding="utf-8"))
     assert not found, "\n".join(found)
+
+
+def test_the_command_imports_no_room_but_its_own():
+    files = sorted(SOURCE.with_name(COMMAND).rglob("*.py"))
+    assert files
+    imported = [
+        module
+        for file in files
+        for _, module in imported_modules(ast.parse(file.read_text(encoding="utf-8")))
+        if module.partition(".")[0] == PACKAGE
+    ]
+    assert {room_of(module) for module in imported} == {"cli"}
 
 
 @pytest.mark.parametrize(
@@ -110,6 +125,7 @@ def test_imports_point_down():
         ("optimizers/radam.py", "from keras import src", "private"),
         ("backend/torch.py", "import keras.src.backend", "private"),
         ("training/fit.py", "import keras\nkeras.src.tree", "private"),
+        ("__init__.py", "def f():\n    import tensorflow_ranger_cli.main", "the command"),
     ],
 )
 def test_a_wrong_import_is_found(path, source, complaint):
@@ -120,6 +136,7 @@ def test_a_wrong_import_is_found(path, source, complaint):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
+        ("__main__.py", "from tensorflow_ranger_cli.main import main"),
         ("__init__.py", "from tensorflow_ranger.optimizers.radam import RAdam as RAdam"),
         ("python/ranger_optimizer.py", "from tensorflow_ranger.optimizers import radam"),
         ("cli/train.py", "from tensorflow_ranger import RangerOptimizer"),

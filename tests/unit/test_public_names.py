@@ -6,10 +6,12 @@ import sys
 import types
 
 import keras
+import pytest
 
 import tensorflow_ranger
 from tensorflow_ranger import RangerOptimizer
 from tensorflow_ranger.python import ranger_optimizer
+from tests.unit.cli import runs
 
 
 def public(names):
@@ -117,6 +119,27 @@ def test_importing_loads_no_framework_that_keras_does_not():
     assert keras.config.backend() in loaded
     if keras.config.backend() != "tensorflow":
         assert "tensorflow" not in loaded
+
+
+@pytest.mark.parametrize("start", [["tensorflow-ranger.py"], ["-m", "mine"]])
+def test_importing_looks_at_no_command_line(start, tmp_path):
+    code = "from tensorflow_ranger import RangerOptimizer, microbatch"
+    for name in ("tensorflow-ranger.py", "mine.py"):
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    subprocess.run([sys.executable, *start, "tensorflow_ranger"], check=True, cwd=tmp_path)
+
+
+def test_the_command_line_gets_the_public_names_when_keras_has_its_backend():
+    after = "import tensorflow_ranger; print(tensorflow_ranger.microbatch.__name__)"
+    result = runs.process("info", after=after)
+    assert result.stdout.endswith("microbatch\n")
+
+
+def test_the_command_line_imports_keras_when_it_has_chosen_a_backend():
+    command = [sys.executable, "-X", "importtime", "-m", "tensorflow_ranger", "train", "--help"]
+    imported = subprocess.run(command, capture_output=True, check=True, text=True).stderr
+    assert " tensorflow_ranger.cli.train\n" in imported
+    assert " keras\n" not in imported
 
 
 def test_a_model_loads_when_the_package_was_imported_before_keras(tmp_path):

@@ -61,24 +61,31 @@ def format_bytes(count):
     return f"{count} B"
 
 
-def parse_bytes(value):
-    """Return a number of bytes from an int or from words such as ``"4GB"`` or ``"512 MiB"``.
+def parse_bytes(value, name="memory_limit"):
+    """Return a number of bytes from a number or from a text such as ``"4GB"`` or ``"512 MiB"``.
+
+    No training fits less than a megabyte: whoever gives less has left out the unit.
+
+    Args:
+        value: Real number, or text.
+        name: What the argument is called.
 
     Raises:
-        ValueError: `value` is anything else, or not positive.
+        ValueError: `value` is anything else, or less than a megabyte.
     """
-    number = value
+    number, unit = value, ""
     if isinstance(value, str):
         text = value.strip().upper()
-        digits = text.rstrip("KMGTIB ")
-        unit = text[len(digits) :].strip() or "B"
-        try:
-            number = int(float(digits) * _UNITS[unit])
-        except (KeyError, OverflowError, ValueError):
-            number = None
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        number = text.rstrip("KMGTIB ")
+        unit = text[len(number) :].strip()
+    try:
+        count = None if isinstance(value, bool) else int(float(number) * _UNITS[unit or "B"])
+    except (KeyError, OverflowError, TypeError, ValueError):
+        count = None
+    if count is None or count < _UNITS["MB"]:
+        bytes_meant = "" if count is None or unit else f", which is {count} bytes"
         raise ValueError(
-            f"memory_limit must be a number of bytes >= 1 or a text like '4GB' or '512MiB': "
-            f"got {value!r}."
+            f"{name} must be at least 1 MB, as a number of bytes or as a text with a unit, such as "
+            f"'4GB' or '512MiB': got {value!r}{bytes_meant}."
         )
-    return number
+    return count

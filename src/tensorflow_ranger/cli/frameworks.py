@@ -1,10 +1,13 @@
 """Keras and its backends: which are installed, and importing the chosen one."""
 
 import contextlib
+import importlib
 import os
 import sys
 from importlib import metadata
 
+import tensorflow_ranger
+from tensorflow_ranger.cli import spelling
 from tensorflow_ranger.cli.errors import CommandError, UsageError
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -40,7 +43,7 @@ def import_keras(backend=None):
     if chosen and chosen not in BACKENDS:
         raise UsageError(
             f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}: got {chosen!r}. "
-            "Set it to one of them, or unset it."
+            f"Set it to one of them, or unset it{spelling.nearest(chosen, BACKENDS)}"
         )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
@@ -48,10 +51,9 @@ def import_keras(backend=None):
         with silent_stderr():
             import keras
 
-            # Registers the optimizers for saving, and fails now for a backend that is not ours.
-            import tensorflow_ranger.optimizers.ranger
-            import tensorflow_ranger.optimizers.ranger21
-            import tensorflow_ranger.optimizers.ranger_optimizer  # noqa: F401
+            # Now that Keras has its backend, the package imports its public names. That registers
+            # the optimizers for saving, and fails for a backend that is not ours.
+            importlib.reload(tensorflow_ranger)
     except ModuleNotFoundError as error:
         if error.name not in BACKENDS:
             raise

@@ -1,4 +1,4 @@
-"""The entry point of ``tensorflow-ranger`` and ``python -m tensorflow_ranger``."""
+"""Runs a command, and turns its errors and warnings into lines."""
 
 import sys
 import warnings

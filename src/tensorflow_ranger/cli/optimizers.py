@@ -1,5 +1,8 @@
 """The optimizer of a run of ``tensorflow-ranger train``."""
 
+import inspect
+
+from tensorflow_ranger.cli import spelling
 from tensorflow_ranger.cli.errors import UsageError
 
 
@@ -56,5 +59,12 @@ def _of_keras(name, arguments, ours):
     except (KeyError, TypeError, ValueError) as error:  # Keras' KeyError: one that wraps another
         raise UsageError(
             f"--optimizer must be {', '.join(ours)}, or name a Keras optimizer, such as sgd, adam "
-            f"or adamw: got {name!r}"
+            f"or adamw: got {name!r}{spelling.nearest(name, [*ours, *_names_of_keras()])}"
         ) from error
+
+
+def _names_of_keras():
+    import keras
+
+    names = [name for name, _ in inspect.getmembers(keras.optimizers, inspect.isclass)]
+    return [name.lower() for name in names if "Optimizer" not in name]  # bases and wrappers

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tensorflow_ranger.batch_size.plan import parse_bytes
+from tensorflow_ranger.cli import spelling
 from tensorflow_ranger.cli.errors import UsageError
 from tensorflow_ranger.cli.frameworks import BACKENDS
 
@@ -51,17 +52,18 @@ def learning_rate(value):
 
 def _backend(value):
     if value not in BACKENDS:
-        raise UsageError(f"--backend must be one of {', '.join(BACKENDS)}: got {value}")
+        raise UsageError(
+            f"--backend must be one of {', '.join(BACKENDS)}: got {value}"
+            f"{spelling.nearest(value, BACKENDS)}"
+        )
     return value
 
 
 def _memory_limit(value):
     try:
-        return parse_bytes(value)
-    except (ValueError, OverflowError) as error:
-        raise UsageError(
-            f"--memory-limit must be bytes >= 1, such as 4GB or 512MiB: got {value}"
-        ) from error
+        return parse_bytes(value, "--memory-limit")
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 Backend = Annotated[

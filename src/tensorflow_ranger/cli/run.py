@@ -1,6 +1,8 @@
 """A run of ``tensorflow-ranger train``: from its settings to its results."""
 
 import importlib
+import os
+import sys
 
 import typer
 
@@ -133,7 +135,7 @@ class Run:
             print(words)
         done = len(self._history.epochs)
         print(
-            f"{f'Resuming after epoch {done}' if self._record else 'Training'}: "
+            f"{f'Resuming after epoch {done}' if done else 'Training'}: "
             f"{self._settings.optimizer_in_words} on {self._settings.backend}, "
             f"{self._settings.batch_in_words} make one update"
         )
@@ -173,10 +175,12 @@ class Run:
 
         from tensorflow_ranger.cli.batches import TaskBatches
         from tensorflow_ranger.cli.own_rows import OwnRows
+        from tensorflow_ranger.cli.progress import EpochLines, shows_bars
 
         batches = rows = TaskBatches(x, y, self._settings.batch_size, self._settings.seed)
         if self._engine.own_rows and self._launched.processes > 1:
             rows = OwnRows(batches, self._launched.processes, self._launched.process)
+        bars = shows_bars(sys.stdout, os.environ)
         validation = {} if self._together else {"validation_data": held_out}
         callbacks = [
             batches.order_callback(),
@@ -184,6 +188,7 @@ class Run:
             *([self._noise] if self._noise else []),
             self._history,
             self._measurements,
+            *([] if bars else [EpochLines()]),
             # `fit` closes the window thereafter.
             keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: self._keep(model)),
         ]
@@ -194,6 +199,7 @@ class Run:
                 initial_epoch=len(self._history.epochs),
                 epochs=self._settings.epochs,
                 callbacks=callbacks,
+                verbose=1 if bars else 0,
                 **validation,
             )
         except KeyboardInterrupt:

@@ -17,6 +17,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import typer
+
 from tensorflow_ranger.cli.errors import CommandError, UsageError
 from tensorflow_ranger.cli.settings import Settings
 
@@ -63,26 +65,59 @@ class RunDirectory:
         self.measured = None
         self.result = None
         self._whole = None  # the checkpoint known to be so
+        self._epochs = 0  # done, by the checkpoint written last
+        self._replaced = []  # files of an earlier run
         self._drawn: list = []  # the states of its random generators
 
-    def prepare(self):
-        """Make the directory for a new run.
+    @contextlib.contextmanager
+    def begun(self, force=False):
+        """Make the directory for a new run; return the context that the run takes place in.
+
+        An earlier run here is deleted when the first checkpoint takes its place. An error before
+        the first epoch is done deletes what the new run has written; Ctrl-C does not.
+
+        Args:
+            force: Whether to replace an earlier run of which epochs were done.
 
         Raises:
-            UsageError: It holds a run already.
+            UsageError: It holds such a run already.
             CommandError: It cannot be made or written to.
         """
-        with writing(self.path):
-            present = [f.name for f in (*self._checkpoints, *self.results) if f.exists()]
-            if present:
-                raise UsageError(
-                    f"{self.path} already holds {', '.join(present)}. "
-                    "Go on with that run by --resume, or choose another --output"
-                )
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".writable"
-            probe.touch()
-            probe.unlink()
+        made = []
+        try:
+            with writing(self.path):
+                self._replaced = [file for file in self._files if file.exists()]
+                if self._replaced and not force and self._has_epochs():
+                    raise UsageError(
+                        f"{self.path} already holds {', '.join(f.name for f in self._replaced)}. "
+                        "Go on with that run by --resume, replace it by --force, or choose "
+                        "another --output"
+                    )
+                made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+                self.path.mkdir(parents=True, exist_ok=True)
+                probe = self.path / ".writable"
+                probe.touch()
+                probe.unlink()
+            yield
+        except BaseException as error:
+            failed = not isinstance(error, typer.Exit | KeyboardInterrupt)
+            if failed and self._whole is not None and not self._epochs:
+                for file in self._files:
+                    file.unlink(missing_ok=True)
+            for folder in made:
+                with contextlib.suppress(OSError):  # what was written is there
+                    folder.rmdir()
+            raise
+
+    def _has_epochs(self):
+        """Return whether an epoch of the run here was done, as far as can be told."""
+        if self.model.exists():
+            return True
+        try:
+            _, record, _ = RunDirectory(self.path).read()
+        except CommandError:
+            return True
+        return bool(record["epochs"])
 
     def read(self):
         """Return what the checkpoint says of its run.
@@ -179,11 +214,14 @@ class RunDirectory:
 
         def replace(path):
             write(path)
+            for file in self._replaced:
+                file.unlink(missing_ok=True)
+            self._replaced = []
             if self._whole == self.checkpoint:
                 self.checkpoint.replace(self.previous)
 
         self._replace(self.checkpoint, replace)
-        self._whole = self.checkpoint
+        self._whole, self._epochs = self.checkpoint, len(history.epochs)
 
     def write_result(self, result):
         """Add the result of the finished run to its last checkpoint.
@@ -263,12 +301,19 @@ class RunDirectory:
     def _checkpoints(self):
         return self.checkpoint, self.previous
 
+    @property
+    def _files(self):
+        return *self._checkpoints, *self.results
+
     def _replace(self, path, write):
         # The name keeps its ending, which Keras and matplotlib go by.
         temporary = path.with_name(f".{path.name}")
         with writing(path):
-            write(temporary)
-            temporary.replace(path)
+            try:
+                write(temporary)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 class ReadOnlyRunDirectory(RunDirectory):
@@ -278,8 +323,10 @@ class ReadOnlyRunDirectory(RunDirectory):
     deleted.
     """
 
-    def prepare(self):
+    @contextlib.contextmanager
+    def begun(self, force=False):
         """Leave it to the process that writes."""
+        yield
 
     def write_checkpoint(self, model, settings, history, choice, measured=None):
         """Take part in saving the run's state."""

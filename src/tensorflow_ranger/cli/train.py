@@ -131,8 +131,16 @@ def train(
             "Only --epochs may differ, to train on, and --memory-limit.",
         ),
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace the run that DIR holds."),
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", help="Print warnings and errors only."),
+    ] = False,
 ):
-    """Train a network on real data: without TASK, the founding CNN on 5,000 handwritten digits.
+    """Train a network on real data: without TASK, the founding CNN on 4,000 handwritten digits.
 
     The gradients of K micro-batches make one update, or, with --microbatch, those of one batch,
     which then need not fit the memory as a whole. DIR gets the trained model (model.keras),
@@ -148,8 +156,12 @@ def train(
         if source is not None and source.name != "DEFAULT"
     }
     tasks.find(task)
+    if resume and force:
+        raise UsageError(
+            "--resume goes on with a run and --force replaces it: got both. Leave one out"
+        )
     launched = launch.detect(os.environ)
-    with contextlib.nullcontext() if launched.process == 0 else silent_stdout():
+    with silent_stdout() if quiet or launched.process else contextlib.nullcontext():
         kind = RunDirectory if launched.process == 0 else ReadOnlyRunDirectory
         directory = kind(Path("runs") / task if output is None else output)
         if resume or (launched.restarts and directory.has_checkpoint()):
@@ -158,11 +170,10 @@ def train(
             settings, record, choice = Settings.new(given), {}, None
         chosen = tasks.find(settings.task)
         _require_packages(chosen)
-        if not record:
-            directory.prepare()
-        settings = settings.on(import_keras(settings.backend))
-        with launch.joined(launched, settings.backend) as engine:
-            Run(chosen, directory, settings, record, choice, launched, engine).train()
+        with contextlib.nullcontext() if record else directory.begun(force):
+            settings = settings.on(import_keras(settings.backend))
+            with launch.joined(launched, settings.backend) as engine:
+                Run(chosen, directory, settings, record, choice, launched, engine).train()
 
 
 def _stored(directory, given, resume):

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from tensorflow_ranger.batch_size.plan import (
@@ -11,21 +12,33 @@ from tensorflow_ranger.batch_size.plan import (
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (1, 1),
-        ("512", 512),
+        (10**6, 10**6),
+        ("5120000", 5_120_000),
+        (4.5e9, 4_500_000_000),
+        (np.int64(2**30), 2**30),
+        (np.float32(2**30), 2**30),
         ("4GB", 4 * 10**9),
         ("1.5 gb", 1_500_000_000),
         ("512MiB", 512 * 2**20),
-        ("2 KB", 2000),
+        ("2000 KB", 2_000_000),
     ],
 )
 def test_bytes_are_read(value, expected):
     assert parse_bytes(value) == expected
 
 
-@pytest.mark.parametrize("value", [0, -1, True, 1.5, "", "GB", "4 XB", "four", "-1GB", "inf", None])
+@pytest.mark.parametrize(
+    "value",
+    [-1, True, 1.5, np.inf, np.nan, "", "GB", "4 XB", "four", "-1GB", "inf", "nan", "0.9MB", None],
+)
 def test_other_limits_are_refused(value):
-    with pytest.raises(ValueError, match=r"memory_limit must be .*'4GB'"):
+    with pytest.raises(ValueError, match=r"memory_limit must be at least 1 MB.*'4GB'"):
+        parse_bytes(value)
+
+
+@pytest.mark.parametrize("value", [4, "4", 4.0])
+def test_a_unit_that_is_missing_is_named(value):
+    with pytest.raises(ValueError, match=f"a unit, .* got {value!r}, which is 4 bytes"):
         parse_bytes(value)
 
 

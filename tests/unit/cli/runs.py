@@ -12,8 +12,8 @@ from unittest import mock
 import keras
 import numpy as np
 
-from tensorflow_ranger.cli.main import main
 from tensorflow_ranger.cli.tasks import digits
+from tensorflow_ranger_cli.main import main
 
 MICRO_BATCHES = 7  # in an epoch of 224 images by 32, so windows of 4 span the epochs
 MICROBATCH = ("--batch-size", "112", "--microbatch", "32")  # two batches of 3 * 32 + 16
@@ -57,7 +57,7 @@ def process(*arguments, before="", after="", **environment):
     """
     code = (
         f"import sys\nsys.argv = {['tensorflow-ranger', *map(str, arguments)]!r}\n{before}\n"
-        f"from tensorflow_ranger.cli.main import main\ncode = main()\n{after}\nsys.exit(code)"
+        f"from tensorflow_ranger_cli.main import main\ncode = main()\n{after}\nsys.exit(code)"
     )
     environment = {"KERAS_BACKEND": keras.config.backend(), **environment}
     return subprocess.run(

@@ -12,9 +12,8 @@ import typer
 
 from tensorflow_ranger.cli.app import app
 from tensorflow_ranger.cli.errors import CommandError
-from tensorflow_ranger.cli.main import main
-from tensorflow_ranger.cli.run_directory import RunDirectory
 from tensorflow_ranger.cli.tasks import digits
+from tensorflow_ranger_cli.main import main
 from tests.unit.cli import runs
 
 
@@ -57,6 +56,8 @@ def test_names_of_commands_and_options():
         "--backend": None,
         "--seed": 0,
         "--resume": False,
+        "--force": False,
+        "--quiet": False,
     }
 
 
@@ -148,8 +149,13 @@ def test_help_does_not_wait_for_keras():
             "--memory-limit is for --microbatch auto: got no --microbatch",
         ),
         (["train", "--memory-limit", "4GB", "--microbatch", "8"], "auto: got --microbatch 8"),
-        (["train", "--memory-limit", "lots"], "--memory-limit must be bytes >= 1"),
-        (["train", "--memory-limit", "inf"], "such as 4GB or 512MiB: got inf"),
+        (["train", "--memory-limit", "lots"], "--memory-limit must be at least 1 MB"),
+        (["train", "--memory-limit", "inf"], "such as '4GB' or '512MiB': got 'inf'"),
+        (["train", "--memory-limit", "4", "--microbatch", "auto"], "got '4', which is 4 bytes"),
+        (["train", "--resume", "--force"], "--force replaces it: got both. Leave one out"),
+        (["train", "digit"], "got digit. Did you mean digits?"),
+        (["train", "--backend", "Torch"], "got Torch. Did you mean torch?"),
+        (["train", "--epoch", "3"], "Possible options: --epochs"),
         (
             ["train", "--optimizer", "ranger", "--lookahead"],
             "--lookahead is built into ranger: got both. Leave --lookahead out",
@@ -175,7 +181,7 @@ def test_help_does_not_wait_for_keras():
         (["plan", "model.keras", "--batch-size", "0"], "--batch-size must be an integer >= 1"),
         (
             ["plan", "model.keras", "--batch-size", "8", "--memory-limit", "0"],
-            "--memory-limit must be bytes >= 1, such as 4GB or 512MiB: got 0",
+            "such as '4GB' or '512MiB': got '0', which is 0 bytes",
         ),
         (
             ["plan", "model.keras", "--batch-size", "8", "--length", "0"],
@@ -190,20 +196,16 @@ def test_wrong_usage_is_one_line(arguments, message, capsys, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_warning_is_one_line(capsys, monkeypatch):
-    def diverged(self):
+def test_a_warning_is_one_line(tmp_path, capsys, monkeypatch):
+    def diverged():
         with warnings.catch_warnings():
             warnings.simplefilter("default")
             warnings.warn("3 micro-batches were left out", stacklevel=2)
+        raise CommandError("no digits")
 
-    monkeypatch.setattr(RunDirectory, "prepare", diverged)
-    monkeypatch.setattr(digits, "TASK", dataclasses.replace(digits.TASK, load=missing))
-    assert main(["train"]) == 1
+    monkeypatch.setattr(digits, "TASK", dataclasses.replace(digits.TASK, load=diverged))
+    assert runs.run("train", "--output", str(tmp_path / "run")) == 1
     assert capsys.readouterr().err == "Warning: 3 micro-batches were left out\nError: no digits\n"
-
-
-def missing():
-    raise CommandError("no digits")
 
 
 def test_without_typer_the_line_says_what_to_install(capsys, monkeypatch):

@@ -28,6 +28,12 @@ def test_an_unknown_backend_in_the_environment_is_named(monkeypatch):
         frameworks.import_keras()
 
 
+def test_the_nearest_backend_is_suggested(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "pytorch")
+    with pytest.raises(UsageError, match=r"got 'pytorch'.* Did you mean torch\?"):
+        frameworks.import_keras()
+
+
 def test_a_backend_that_is_not_installed_says_what_to_install(tmp_path):
     directory = tmp_path / "run"
     result = runs.process(

@@ -65,9 +65,9 @@ def test_the_model_of_a_run_can_be_planned(finished, capsys):
 
 
 def test_a_memory_limit_that_nothing_fits_is_named(path, capsys):
-    save(path)
-    assert plan(path, "--memory-limit", "1B") == 1
-    runs.assert_one_error(capsys, "memory_limit must hold one sample at a time: got 1 B")
+    keras.Sequential([keras.Input((1000,)), keras.layers.Dense(1000)]).save(path)
+    assert plan(path, "--memory-limit", "1MB") == 1
+    runs.assert_one_error(capsys, "memory_limit must hold one sample at a time: got 1.0 MB")
 
 
 def test_a_file_that_is_no_model_is_named(path, capsys):

@@ -131,7 +131,12 @@ def test_a_directory_that_cannot_be_written_is_named(resume, tmp_path, capsys):
 def test_an_unknown_optimizer_is_named(name, tmp_path, capsys):
     assert runs.train(tmp_path / "run", "--optimizer", name) == 2
     runs.assert_one_error(capsys, "--optimizer must be radam, ranger, ranger21", f"got {name!r}")
-    assert not runs.contents(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_misspelt_optimizer_is_told_the_nearest(tmp_path, capsys):
+    assert runs.train(tmp_path / "run", "--optimizer", "Adamx") == 2
+    runs.assert_one_error(capsys, "got 'Adamx'. Did you mean adam")
 
 
 @pytest.mark.parametrize("package", ["mlxtend", "matplotlib"])
@@ -142,4 +147,4 @@ def test_a_missing_package_is_named_before_training(package, tmp_path, capsys, m
     )
     assert main(["train", "--output", str(tmp_path / "run")]) == 1
     runs.assert_one_error(capsys, package, 'pip install "tensorflow-ranger[examples]"')
-    assert not runs.contents(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 
+from tensorflow_ranger.cli import spelling
 from tensorflow_ranger.cli.errors import UsageError
 
 DEFAULT = "digits"
@@ -21,5 +22,7 @@ def find(name):
         UsageError: There is none.
     """
     if name not in names():
-        raise UsageError(f"TASK must be one of {', '.join(names())}: got {name}")
+        raise UsageError(
+            f"TASK must be one of {', '.join(names())}: got {name}{spelling.nearest(name, names())}"
+        )
     return importlib.import_module(f"{__name__}.{name.replace('-', '_')}").TASK
