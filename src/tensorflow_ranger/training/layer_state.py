@@ -50,12 +50,12 @@ class LayerState:
         ]
         self._weights = {id(v) for v in model.trainable_variables}
         self._normalizations = {}
-        states = [v for layer in self._recurrent for v in keras.tree.flatten(layer.states)]
-        self.variables = [*states, *self._foreign]
-        self.kinds = [*(ROWS for _ in states), *(None for _ in self._foreign)]
+        # Keras does not track them, and so drops what they are assigned on JAX.
+        self._rows = [v for layer in self._recurrent for v in keras.tree.flatten(layer.states)]
+        self.variables = [*self._rows, *self._foreign]
+        self.kinds = [*(ROWS for _ in self._rows), *(None for _ in self._foreign)]
         self.decays = [1.0] * len(self.variables)
         self.adds = [False] * len(self.variables)
-        self._guessed = []
 
     def find(self, assigned, samples):
         """Learn which variables layers assign.
@@ -70,7 +70,7 @@ class LayerState:
         if not backend.KEEPS_ALL_ASSIGNMENTS:
             kept = {id(v) for v in self._model.non_trainable_variables}
             assigned = [v for v in assigned if id(v) in kept]
-        assigned = [*assigned, *self._foreign, *self._guessed]
+        assigned = [*assigned, *self._foreign, *self._rows]
         found = {id(v): v for v in assigned if id(v) not in self._ignored}
         self.variables = list(found.values())
         known = self._known_kinds()
@@ -85,19 +85,20 @@ class LayerState:
         Returns:
             Whether there is any, and it was not taken so before.
         """
-        if self._guessed or samples is None:
+        if samples is None:
             return False
         known = {id(v) for v in self.variables} | self._ignored
-        self._guessed = [
+        guessed = [
             v
             for v in self._model.non_trainable_variables
             if id(v) not in known and tuple(v.shape[:1]) == (samples,)
         ]
-        self.variables += self._guessed
-        self.kinds += [ROWS] * len(self._guessed)
-        self.decays += [1.0] * len(self._guessed)
-        self.adds += [False] * len(self._guessed)
-        return bool(self._guessed)
+        self._rows += guessed
+        self.variables += guessed
+        self.kinds += [ROWS] * len(guessed)
+        self.decays += [1.0] * len(guessed)
+        self.adds += [False] * len(guessed)
+        return bool(guessed)
 
     def _known_kinds(self):
         known = {}
@@ -107,9 +108,7 @@ class LayerState:
             elif isinstance(layer, keras.layers.SpectralNormalization) and layer.built:
                 known.update((id(v), MEAN) for v in (layer.kernel, layer.vector_u))
         known.update((id(v), MEAN) for v in backend.known_means(self._foreign))
-        for layer in self._recurrent:
-            known.update((id(v), ROWS) for v in keras.tree.flatten(layer.states))
-        known.update((id(v), ROWS) for v in self._guessed)
+        known.update((id(v), ROWS) for v in self._rows)
         known.update((id(v), CARRIED) for v in self.variables if _is_seed(v))
         return known
 
@@ -205,11 +204,15 @@ class LayerState:
 
     def read(self, scope):
         """Return the variables' values after a call, from the scope that it ran in."""
-        values = [scope.get_current_value(v) for v in self.variables]
-        return [
-            backend.copied(v.value) if value is None else value
-            for v, value in zip(self.variables, values, strict=True)
-        ]
+        values = []
+        for variable, kind in zip(self.variables, self.kinds, strict=True):
+            value = scope.get_current_value(variable)
+            if value is None:
+                value = backend.copied(variable.value)
+            if kind != ROWS and tuple(value.shape) != tuple(variable.shape):
+                value = ops.reshape(value, variable.shape)  # a graph's loop wants known shapes
+            values.append(value)
+        return values
 
     def open(self):
         """Return the `StateTotals` that a batch begins with."""

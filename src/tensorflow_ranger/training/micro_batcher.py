@@ -179,7 +179,9 @@ class MicroBatcher:
         key = tuple(leaf is None for leaf in keras.tree.flatten(data))
         if key not in self._steps:
             model = self._model
-            model._symbolic_build(data_batch=data)
+            if all(backend.has_value(variable) for variable in model.variables[:1]):
+                # In the middle of `fit` JAX has taken the values, and Keras has built the model.
+                model._symbolic_build(data_batch=data)
             compiled = None if model.run_eagerly else bool(model.jit_compile)
             tasks = resolved_tasks(model)
             passes = Passes(model, self._make_accumulator(tasks), tasks, self.noise)

@@ -35,7 +35,7 @@ def samples(state, x):
 
 
 def calls(state, x):
-    return state + ops.ones_like(state)
+    return state + 1
 
 
 def momentum_mean(state, x):

@@ -36,7 +36,7 @@ class Batches(keras.metrics.Metric):
         self.total.assign_add(largest(y_true, y_pred))
 
     def result(self):
-        return self.total
+        return ops.convert_to_tensor(self.total)
 
 
 def make(metrics, cls=keras.Sequential, **settings):
@@ -108,7 +108,7 @@ class Masked(keras.metrics.Metric):
             self.total.assign_add(ops.max(mask * y_pred))
 
     def result(self):
-        return self.total
+        return ops.convert_to_tensor(self.total)
 
 
 def test_masks_reach_the_metric():
