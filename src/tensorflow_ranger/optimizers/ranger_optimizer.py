@@ -1,6 +1,7 @@
 """RangerOptimizer: any Keras optimizer, updated once per window of micro-batches."""
 
 import functools
+import inspect
 import warnings
 from typing import SupportsIndex
 
@@ -69,8 +70,8 @@ class RangerOptimizer(ReplicatedOptimizer):
     Raises:
         ValueError: An argument is out of range; an inner argument is given beside an instance; the
             inner optimizer accumulates gradients or scales losses itself.
-        TypeError: `inner` is neither an identifier nor an optimizer; `lookahead` or
-            `adaptive_clipping` is something else.
+        TypeError: `inner` is neither an identifier nor an optimizer; `learning_rate` or `momentum`
+            is one; `lookahead` or `adaptive_clipping` is something else.
 
     Example:
         >>> optimizer = RangerOptimizer(learning_rate=1e-3, inner="adam", accumulation_steps=8)
@@ -97,7 +98,7 @@ class RangerOptimizer(ReplicatedOptimizer):
         **kwargs,
     ):
         inner_optimizer = inner_optimizers.resolve(
-            inner, learning_rate=learning_rate, momentum=momentum, **kwargs
+            inner, learning_rate, momentum, own=_ARGUMENTS, **kwargs
         )
         if isinstance(inner_optimizer, RangerOptimizer):
             raise ValueError(
@@ -397,3 +398,7 @@ class RangerOptimizer(ReplicatedOptimizer):
                 stacklevel=2,
             )
         self._reported_skips = skipped
+
+
+# Suggested for misspelt arguments.
+_ARGUMENTS = tuple(inspect.signature(RangerOptimizer).parameters)
