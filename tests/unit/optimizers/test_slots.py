@@ -10,7 +10,9 @@ pytestmark = [
     pytest.mark.skipif(
         keras.config.backend() != "jax", reason="float64 is switched off on JAX only"
     ),
-    pytest.mark.filterwarnings("ignore:Explicitly requested dtype:UserWarning"),  # plain Keras', too
+    pytest.mark.filterwarnings(
+        "ignore:Explicitly requested dtype:UserWarning"
+    ),  # plain Keras', too
 ]
 
 
