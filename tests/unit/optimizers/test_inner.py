@@ -79,7 +79,7 @@ def test_a_misspelt_argument_is_answered_with_the_nearest(argument, nearest, opt
 
 @pytest.mark.parametrize("argument", ["nothing_like_it", "momentum", "loss_scale_facto"])
 def test_what_would_be_refused_is_not_suggested(argument):
-    with pytest.raises(ValueError, match="It takes amsgrad, beta_1, .*weight_decay") as error:
+    with pytest.raises(ValueError, match=r"It takes amsgrad, beta_1, .*weight_decay") as error:
         RangerOptimizer(inner="adam", **{argument: 4})
     assert "gradient_accumulation_steps" not in str(error.value)
     assert "loss_scale_factor" not in str(error.value)
