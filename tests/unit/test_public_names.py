@@ -80,6 +80,7 @@ def test_names_of_ranger_optimizer():
         "lookahead",
         "measure_noise",
         "noise_scale",
+        "optimizers",
         "pending_micro_batches",
         "reduction",
         "skip_nonfinite",

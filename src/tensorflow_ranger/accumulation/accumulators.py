@@ -16,11 +16,13 @@ def accumulator_dtype(dtype, requested=None):
         requested: Name of a floating dtype that overrides the choice, or None.
 
     Returns:
-        `requested` if given; else float64 for float64 variables, and float32 for all others.
+        `requested` if given; else float64 for float64 variables where the backend computes in
+        float64, and float32 for all others.
     """
     if requested is not None:
         return requested
-    return "float64" if dtype == "float64" else "float32"
+    # Without x64, JAX computes in float32 what Keras calls float64.
+    return "float64" if dtype == "float64" and backend.supports_dtype("float64") else "float32"
 
 
 class Buffer:

@@ -1,38 +1,47 @@
 """From what a user writes as `inner` to the optimizer that makes the updates."""
 
+import difflib
+
 import keras
 
+# Arguments that an inner optimizer must do without, and what to suggest in their place.
+_REPLACED = {"gradient_accumulation_steps": "accumulation_steps", "loss_scale_factor": None}
 
-def resolve(inner, learning_rate=None, momentum=None, **settings) -> keras.optimizers.Optimizer:
+
+def resolve(
+    inner, learning_rate=None, momentum=None, *, own=(), **settings
+) -> keras.optimizers.Optimizer:
     """Return the inner optimizer.
 
     Args:
         inner: Keras identifier (a name or a config) or `keras.optimizers.Optimizer` instance.
         learning_rate: As Keras' optimizers take it. None keeps the optimizer's default.
         momentum: Float. None takes 0.9 for ``"sgd"`` and else keeps the optimizer's default.
+        own: Names of the wrapper's arguments, which are suggested for a misspelt one, too.
         **settings: Other arguments of the optimizer.
 
     Returns:
         A `keras.optimizers.Optimizer`.
 
     Raises:
-        TypeError: `inner` is neither an identifier nor an optimizer.
+        TypeError: `inner` is neither an identifier nor an optimizer; `learning_rate` or `momentum`
+            is one.
         ValueError: `inner` names no optimizer; an argument is given beside an instance or is
             unknown to the optimizer; the optimizer accumulates or scales losses itself.
     """
-    if learning_rate is not None:
-        settings["learning_rate"] = learning_rate
-    if momentum is not None:
-        settings["momentum"] = momentum
+    for name, value in (("learning_rate", learning_rate), ("momentum", momentum)):
+        if value is not None:
+            settings[name] = _no_optimizer(name, value)
     if isinstance(inner, keras.optimizers.Optimizer):
         if settings:
             raise ValueError(
                 f"{', '.join(sorted(settings))} cannot be given beside an optimizer instance: got "
                 f"inner={type(inner).__name__}. Set it on the instance, or give inner by name."
+                f"{_suggestion(settings, inner.get_config(), own)}"
             )
         optimizer = inner
     else:
-        optimizer = _from_identifier(inner, settings)
+        optimizer = _from_identifier(inner, settings, own)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError(
             "inner must not be a LossScaleOptimizer: put it outside, "
@@ -46,7 +55,33 @@ def resolve(inner, learning_rate=None, momentum=None, **settings) -> keras.optim
     return optimizer
 
 
-def _from_identifier(identifier, settings):
+def _no_optimizer(name, value):
+    is_class = isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
+    if is_class or isinstance(value, (str, keras.optimizers.Optimizer)):
+        shown = repr(value) if isinstance(value, str) else f"the optimizer {_class_name(value)}"
+        remedy = repr(value) if isinstance(value, str) else f"{_class_name(value)}(...)"
+        raise TypeError(
+            f"{name} must not be an optimizer: got {shown}. Give the optimizer that makes the "
+            f"updates as inner={remedy}."
+        )
+    return value
+
+
+def _class_name(value):
+    return value.__name__ if isinstance(value, type) else type(value).__name__
+
+
+def _suggestion(settings, config, own):
+    """Return a sentence with the arguments that unknown `settings` may stand for, or ""."""
+    unknown = sorted(set(settings) - set(config) - set(own))
+    known = sorted({*config, *own})
+    matches = [difflib.get_close_matches(name, known, n=1) for name in unknown]
+    nearest = [_REPLACED.get(match, match) for match, *_ in filter(None, matches)]
+    names = " and ".join(filter(None, nearest))
+    return f" Did you mean {names}?" if names else ""
+
+
+def _from_identifier(identifier, settings, own):
     if not isinstance(identifier, (str, dict)):
         raise TypeError(
             'inner must be a Keras identifier such as "adam", or a keras.optimizers.Optimizer '
@@ -63,8 +98,9 @@ def _from_identifier(identifier, settings):
     config = default.get_config()
     unknown = sorted(set(settings) - set(config))
     if unknown:
+        takes = ", ".join(sorted(set(config) - set(_REPLACED)))
         raise ValueError(
-            f"{', '.join(unknown)} is no argument of the inner optimizer: got "
-            f"inner={identifier!r}, which takes {', '.join(sorted(config))}."
+            f"{', '.join(unknown)} is no argument of the inner optimizer: got inner={identifier!r}."
+            f"{_suggestion(settings, config, own) or f' It takes {takes}.'}"
         )
     return type(default).from_config({**config, **settings}) if settings else default

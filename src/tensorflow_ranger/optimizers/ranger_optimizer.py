@@ -1,6 +1,7 @@
 """RangerOptimizer: any Keras optimizer, updated once per window of micro-batches."""
 
 import functools
+import inspect
 import warnings
 from typing import SupportsIndex
 
@@ -12,18 +13,19 @@ from tensorflow_ranger.accumulation.window import Window
 from tensorflow_ranger.backend import replicas
 from tensorflow_ranger.batch_size.noise_scale import MEMORY, NoiseEstimate
 from tensorflow_ranger.distribution.merging import require_replicas
-from tensorflow_ranger.optimizers import arguments, window_state
+from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.optimizers import inner as inner_optimizers
 from tensorflow_ranger.optimizers.accumulation_steps import AccumulationSchedule, AccumulationSteps
 from tensorflow_ranger.optimizers.gradient_shaping import GradientShaping
 from tensorflow_ranger.optimizers.noise_gauge import NoiseGauge
-from tensorflow_ranger.optimizers.replicated import ReplicatedOptimizer
+from tensorflow_ranger.optimizers.open_windows import TrainedVariables, others
+from tensorflow_ranger.optimizers.saved import SavedOptimizer
 from tensorflow_ranger.optimizers.slots import add_accumulator, array_of, whole_number
 from tensorflow_ranger.optimizers.slow_weights import SlowWeights
 
 
 @keras.saving.register_keras_serializable(package="tensorflow_ranger")
-class RangerOptimizer(ReplicatedOptimizer):
+class RangerOptimizer(SavedOptimizer):
     """Updates once per window of micro-batches, with the window's mean gradient.
 
     Train with a batch that is good for learning on a machine that holds less: give `fit` the
@@ -69,8 +71,8 @@ class RangerOptimizer(ReplicatedOptimizer):
     Raises:
         ValueError: An argument is out of range; an inner argument is given beside an instance; the
             inner optimizer accumulates gradients or scales losses itself.
-        TypeError: `inner` is neither an identifier nor an optimizer; `lookahead` or
-            `adaptive_clipping` is something else.
+        TypeError: `inner` is neither an identifier nor an optimizer; `learning_rate` or `momentum`
+            is one; `lookahead` or `adaptive_clipping` is something else.
 
     Example:
         >>> optimizer = RangerOptimizer(learning_rate=1e-3, inner="adam", accumulation_steps=8)
@@ -97,7 +99,7 @@ class RangerOptimizer(ReplicatedOptimizer):
         **kwargs,
     ):
         inner_optimizer = inner_optimizers.resolve(
-            inner, learning_rate=learning_rate, momentum=momentum, **kwargs
+            inner, learning_rate, momentum, own=_ARGUMENTS, **kwargs
         )
         if isinstance(inner_optimizer, RangerOptimizer):
             raise ValueError(
@@ -119,6 +121,7 @@ class RangerOptimizer(ReplicatedOptimizer):
         self._shaping = GradientShaping(self.adaptive_clipping, self.centralize)
         self._slow = None
         self._reported_skips = 0
+        self._trained = TrainedVariables()
         replicas.take_merged(inner_optimizer)
 
     @property
@@ -182,6 +185,7 @@ class RangerOptimizer(ReplicatedOptimizer):
         require_replicas(variables)
         add = functools.partial(add_accumulator, self)
         self._window = Window(list(variables), add, self._add_state, self.accumulator_dtype)
+        self._trained = TrainedVariables(variables)
         if self.lookahead is not None:
             self._slow = SlowWeights(self.lookahead, list(variables), self)
         super().build(variables)
@@ -212,6 +216,7 @@ class RangerOptimizer(ReplicatedOptimizer):
         mass = arguments.mass(mass, self.reduction)
         gradients = self._aligned(grads, trainable_variables)
         present = [gradient is not None for gradient in gradients]
+        self._trained.add(gradients, self)
         with keras.name_scope(self.name, caller=self):
             held = mass if self._share == 1.0 else mass * self._share
             scale = self._loss_scale(weighted)
@@ -241,90 +246,22 @@ class RangerOptimizer(ReplicatedOptimizer):
     def finalize_variable_values(self, var_list):
         """Apply what is left of the window, then finalize the inner optimizer.
 
-        `fit` calls this when it ends; a loop of your own should, too. The rest is divided by its
-        own mass, not by that of a full window.
+        `fit` calls this when it ends, of the optimizer that the model is compiled with; a loop of
+        your own should, too. The rest is divided by its own mass, not by that of a full window.
+        Other `RangerOptimizer`s that train some of `var_list` close their windows, too.
 
         Args:
             var_list: List of the model's trainable variables.
         """
-        # After a step that failed, Keras on JAX has no values to go on with, and the error to show.
-        if self.built and backend.has_value(self._window.micro_batches):
-            replicas.run_if(
-                ops.greater(self._window.micro_batches, 0),
-                lambda: self._close_window([False] * len(self._trainable_variables)),
-                self._updated_variables,
-            )
-            self._warn_of_skips()
+        self._close_rest()
+        for other in others(var_list, self):
+            if self._trained.meet(other._trained):
+                other._warn_of_open_window()
+            else:
+                other._close_rest()
         self.inner_optimizer.finalize_variable_values(var_list)
         if self.evaluate_slow_weights and self._slow is not None:
             self._slow.load(self._trainable_variables)
-
-    def get_config(self):
-        """Return the arguments that make an optimizer like this one, without its state."""
-        return {
-            "name": self.name,
-            "inner": keras.saving.serialize_keras_object(self.inner_optimizer),
-            "loss_scale_factor": self.loss_scale_factor,
-            **self._steps.config,
-            "reduction": self.reduction,
-            "skip_nonfinite": self.skip_nonfinite,
-            "accumulator_dtype": self.accumulator_dtype,
-            "lookahead": arguments.config_of(self.lookahead),
-            "adaptive_clipping": arguments.config_of(self.adaptive_clipping),
-            "centralize": self.centralize,
-            "evaluate_slow_weights": self.evaluate_slow_weights,
-        }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        """Return the optimizer that `get_config` describes."""
-        config = dict(config)
-        inner = keras.saving.deserialize_keras_object(
-            config.pop("inner"), custom_objects=custom_objects
-        )
-        inner.loss_scale_factor = config.pop("loss_scale_factor")
-        config["accumulation_steps"] = keras.saving.deserialize_keras_object(
-            config["accumulation_steps"], custom_objects=custom_objects
-        )
-        return cls(inner=inner, **config)
-
-    def save_own_variables(self, store):
-        """Save the inner optimizer as Keras saves it alone, and the window beside it."""
-        self.inner_optimizer.save_own_variables(store)
-        window_state.save(store, self._window_state())
-
-    def load_own_variables(self, store):
-        """Load what `save_own_variables` saved, or a plain optimizer's checkpoint.
-
-        A plain checkpoint becomes the inner optimizer's state, and the window starts empty. As
-        Keras does with the learning rate, `accumulation_steps` becomes what was saved.
-
-        Args:
-            store: Mapping from names to arrays.
-
-        Raises:
-            ValueError: The checkpoint lacks a part of the window.
-        """
-        names = set(store.keys())
-        inner_names = {name for name in names if name.isdigit()}
-        if self.built and names - inner_names == {"accumulation_steps"}:
-            return  # saved before anything was trained, and the config has all there was
-        self.inner_optimizer.load_own_variables({name: store[name] for name in inner_names})
-        if names == inner_names:
-            if self.built:
-                self._window.reset()
-            if self._gauge is not None:
-                self._gauge.reset()
-            if self._slow is not None:
-                self._slow.reset(self._trainable_variables)
-            return
-        if "noise_averages" in names:
-            if self._gauge is None:
-                self.measure_noise()
-        elif self._gauge is not None:
-            self._gauge.miss_window()
-        window_state.load(store, self._window_state(names), self.name)
-        self._reported_skips = self.skipped_micro_batches
 
     @property
     def _updated_variables(self):
@@ -336,16 +273,6 @@ class RangerOptimizer(ReplicatedOptimizer):
         if not self._steps.is_fixed:
             own.append(self._steps.variable)
         return [*self._trainable_variables, *own, *self.inner_optimizer.variables]
-
-    def _window_state(self, names=("noise_averages",)):
-        state = {"accumulation_steps": self._steps.variable}
-        if self.built:
-            state.update(self._window.state)
-            if self._gauge is not None and "noise_averages" in names:
-                state.update(self._gauge.state)
-        if self._slow is not None:
-            state.update({f"slow_{i}": slow for i, slow in enumerate(self._slow.variables)})
-        return state
 
     def _add_state(self, name, shape, dtype):
         return self.add_variable(shape=shape, dtype=dtype, aggregation="none", name=name)
@@ -385,6 +312,26 @@ class RangerOptimizer(ReplicatedOptimizer):
         averages = None if self._gauge is None else self._gauge.averages.value
         self._steps.advance(self.iterations.value, averages)
 
+    def _close_rest(self):
+        # After a step that failed, Keras on JAX has no values to go on with, and the error to show.
+        if self.built and backend.has_value(self._window.micro_batches):
+            replicas.run_if(
+                ops.greater(self._window.micro_batches, 0),
+                lambda: self._close_window([False] * len(self._trainable_variables)),
+                self._updated_variables,
+            )
+            self._warn_of_skips()
+
+    def _warn_of_open_window(self):
+        # It may be in use beside the optimizer that is finalized, or one that was given up.
+        if backend.has_value(self._window.micro_batches) and self.pending_micro_batches:
+            warnings.warn(
+                f"The window of {self.name!r} stays open with {self.pending_micro_batches} "
+                "micro-batch(es): another RangerOptimizer that trains the same variables was "
+                "finalized. Call finalize_variable_values of this one to apply them.",
+                stacklevel=3,
+            )
+
     def _warn_of_skips(self):
         if backend.static_value(self._window.skipped_micro_batches.value) is None:
             return  # a trace does not know the count
@@ -397,3 +344,7 @@ class RangerOptimizer(ReplicatedOptimizer):
                 stacklevel=2,
             )
         self._reported_skips = skipped
+
+
+# Suggested for misspelt arguments.
+_ARGUMENTS = tuple(inspect.signature(RangerOptimizer).parameters)

@@ -6,6 +6,7 @@ import warnings
 import keras
 import numpy as np
 
+from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
 from tensorflow_ranger.distribution.merging import chain
 from tensorflow_ranger.optimizers import arguments
 
@@ -214,10 +215,10 @@ def _kept_in_first_order(name, beta, from_batch, to_batch):
 
 def _below_one(name, beta, from_batch, to_batch):
     # Keras divides by 1 - beta ** t, or multiplies with it, in the variables' dtype.
-    floatx = "float64" if keras.config.floatx() == "float64" else "float32"
-    if np.dtype(floatx).type(beta) >= 1:
+    dtype = accumulator_dtype(keras.config.floatx())
+    if np.dtype(dtype).type(beta) >= 1:
         raise ValueError(
-            f"{name} must be less than 1 in {floatx}: got {beta} for from_batch={from_batch} and "
+            f"{name} must be less than 1 in {dtype}: got {beta} for from_batch={from_batch} and "
             f"to_batch={to_batch}. Take a larger to_batch, or tune {name} for it."
         )
     return beta

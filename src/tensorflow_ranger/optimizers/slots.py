@@ -37,7 +37,7 @@ def add_accumulator(optimizer, variable, dtype=None):
         dtype: Name of a dtype, or None for `accumulator_dtype`'s choice.
 
     Raises:
-        ValueError: The backend has switched the dtype off.
+        ValueError: The backend has switched `dtype` off.
     """
     if not backend.supports_dtype(dtype):
         raise ValueError(

@@ -1,5 +1,7 @@
 """A Keras optimizer around another one, which makes the updates."""
 
+import warnings
+
 import keras
 
 from tensorflow_ranger.optimizers import arguments
@@ -50,6 +52,16 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     @learning_rate.setter
     def learning_rate(self, learning_rate):
         self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def optimizers(self):
+        """The inner optimizer's own ones, if it is a `MultiOptimizer`."""
+        return self.inner_optimizer.optimizers
+
+    @property
+    def _model_variables_moving_average(self):
+        # `SwapEMAWeights` looks for it through no more than one wrapper, a `LossScaleOptimizer`.
+        return self.inner_optimizer._model_variables_moving_average
 
     @property
     def iterations(self):
@@ -135,6 +147,15 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         Raises:
             ValueError: The number of arrays or a shape differs.
         """
+        if self.built and not self._trainable_variables and len(weights) > len(self.variables):
+            # Keras hides an error here behind a log line that names no cause.
+            warnings.warn(
+                f"The state of {self.name!r} is not loaded: Keras builds the optimizer of an .h5 "
+                "file for no variables. It cannot train, nor can a plain optimizer from such a "
+                "file: compile the model again, or save it as .keras, which keeps all state.",
+                stacklevel=2,
+            )
+            return
         if len(weights) != len(self.variables):
             raise ValueError(
                 f"weights must hold {len(self.variables)} arrays, one for each of "
@@ -144,6 +165,6 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             variable.assign(weight)
 
     def __dir__(self):
-        # Keras' saving visits what dir() lists. `save_own_variables` saves the inner optimizer:
-        # a second copy would cost its size again, and be missing from a plain checkpoint.
-        return [name for name in super().__dir__() if name != "inner_optimizer"]
+        # Keras' saving visits what dir() lists. `save_own_variables` saves the inner optimizers:
+        # a second copy would cost their size again, and be missing from a plain checkpoint.
+        return [n for n in super().__dir__() if n not in ("inner_optimizer", "optimizers")]

@@ -13,13 +13,21 @@ from tensorflow_ranger.accumulation.accumulators import Buffer, accumulator_dtyp
         ("float32", None, "float32"),
         ("bfloat16", None, "float32"),
         ("float16", None, "float32"),
-        ("float64", None, "float64"),
         ("float32", "bfloat16", "bfloat16"),
         ("float64", "float32", "float32"),
     ],
 )
 def test_accumulator_dtype(dtype, requested, expected):
     assert accumulator_dtype(dtype, requested) == expected
+
+
+def test_float64_is_summed_in_float64(float64):
+    assert accumulator_dtype(float64) == "float64"
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="float64 is switched off on JAX only")
+def test_float64_that_is_switched_off_is_summed_in_float32():
+    assert accumulator_dtype("float64") == "float32"
 
 
 @pytest.fixture

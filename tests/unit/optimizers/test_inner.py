@@ -60,6 +60,45 @@ def test_momentum_is_refused_where_there_is_none():
         RangerOptimizer(inner="adam", momentum=0.9)
 
 
+@pytest.mark.parametrize(
+    ("argument", "nearest"),
+    [
+        ("acumulation_steps", "accumulation_steps"),
+        ("gradient_acumulation_steps", "accumulation_steps"),
+        ("look_ahead", "lookahead"),
+        ("lerning_rate", "learning_rate"),
+        ("clip_norm", "clipnorm"),
+        ("wieght_decay", "weight_decay"),
+    ],
+)
+@pytest.mark.parametrize("optimizer", ["sgd", keras.optimizers.SGD()])
+def test_a_misspelt_argument_is_answered_with_the_nearest(argument, nearest, optimizer):
+    with pytest.raises(ValueError, match=rf"{argument} .* Did you mean {nearest}\?$"):
+        RangerOptimizer(inner=optimizer, **{argument: 4})
+
+
+@pytest.mark.parametrize("argument", ["nothing_like_it", "momentum", "loss_scale_facto"])
+def test_what_would_be_refused_is_not_suggested(argument):
+    with pytest.raises(ValueError, match=r"It takes amsgrad, beta_1, .*weight_decay") as error:
+        RangerOptimizer(inner="adam", **{argument: 4})
+    assert "gradient_accumulation_steps" not in str(error.value)
+    assert "loss_scale_factor" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "remedy"),
+    [
+        ("adam", "'adam'"),
+        (keras.optimizers.Adam(), r"Adam\(...\)"),
+        (keras.optimizers.Adam, r"Adam\(...\)"),
+    ],
+)
+@pytest.mark.parametrize("argument", ["learning_rate", "momentum"])
+def test_an_optimizer_as_another_argument_suggests_inner(value, remedy, argument):
+    with pytest.raises(TypeError, match=f"{argument} must not be an .* as inner={remedy}"):
+        RangerOptimizer(**{argument: value})
+
+
 @pytest.mark.parametrize("name", ["adamm", "LossScaleOptimizer"])
 def test_an_unknown_name_is_refused(name):
     with pytest.raises(ValueError, match=f"inner must name a Keras optimizer: got '{name}'"):
