@@ -71,10 +71,9 @@ class Trained:
         known = task.name if task.name in tasks.names() else MULTITASK
         self.settings = Settings.new({"task": known}).on(backend)
         directory = RunDirectory(output / task.name.replace(": ", "-"))
-        directory.prepare()
         launched = Launch()
         start = time.monotonic()
-        with silent_stdout(), joined(launched, backend) as engine:
+        with directory.begun(), silent_stdout(), joined(launched, backend) as engine:
             run = Run(task, directory, self.settings, {}, None, launched, engine)
             self.figures = run.train() or {}
         self.seconds = time.monotonic() - start

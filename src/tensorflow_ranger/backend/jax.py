@@ -117,7 +117,7 @@ def rows(leaf, start, size):
     return leaf[start : start + size]
 
 
-def gradients(function, tensors, number):
+def gradients_of(function, tensors, number):
     """Return the gradients of each of `number` scalars that ``function(tensors)`` returns."""
     return [
         jax.grad(lambda values, place=place: function(values)[place])(tensors)

@@ -155,7 +155,7 @@ def _with_static(dense_shape, static):
     return tf.stack([tf.cast(part, "int64") for part in parts])
 
 
-def gradients(function, tensors, number):
+def gradients_of(function, tensors, number):
     """Return the gradients of each of `number` scalars that ``function(tensors)`` returns."""
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(tensors)

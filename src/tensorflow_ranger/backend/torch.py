@@ -103,7 +103,7 @@ def rows(leaf, start, size):
     return leaf[start : start + size]
 
 
-def gradients(function, tensors, number):
+def gradients_of(function, tensors, number):
     """Return the gradients of each of `number` scalars that ``function(tensors)`` returns."""
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     scalars = function(leaves)

@@ -81,7 +81,7 @@ class Search:
     def plan(self):
         """Return the search so far as a `MicrobatchPlan`."""
         timed = self._timed()
-        in_use = {self.size} - {None}
+        in_use = [] if self.size is None else [self.size]
         known = sorted({*self._times, *self._memory, *self._refused, *in_use})
         candidates = tuple(
             Candidate(

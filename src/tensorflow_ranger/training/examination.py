@@ -70,11 +70,15 @@ class Examination:
             found.append((f"the state {self._state.name(place)}", kind, is_certain))
         answers = (looks.whole.answers, looks.first.answers, looks.second.answers)
         sums = []
-        for name, follows, *values in zip(
-            self._shares.questions, self._shares.follow_layers, *answers, strict=True
+        shares = self._shares
+        for name, follows, is_known, whole, first, second in zip(
+            shares.questions, shares.follow_layers, shares.known, *answers, strict=True
         ):
+            if is_known:
+                sums.append(probe.is_nearer_to_sum(whole, first, second, fraction))
+                continue
             kind, is_certain = probe.kind_of_number(
-                *values, fraction, tolerance, is_noisy and follows
+                whole, first, second, fraction, tolerance, is_noisy and follows
             )
             sums.append(kind == SUM)
             found.append((name, kind, is_certain))

@@ -180,15 +180,15 @@ class LayerState:
         """
         pairs, foreign, in_rows = [], [], []
         for place, (variable, kind) in enumerate(zip(self.variables, self.kinds, strict=True)):
-            goes_on = totals is not None and (kind in carried or kind == ROWS)
-            value = totals.values[place] if goes_on else variable.value
+            goes_on = kind in carried or kind == ROWS
+            value = variable.value if totals is None or not goes_on else totals.values[place]
             if kind == ROWS:
                 value = _rows(value, start, rows)
                 in_rows.append(variable)
             if self._is_foreign(variable):
                 begun = backend.copied(value) if totals is None else totals.begun[len(foreign)]
                 foreign.append((variable, value if goes_on else begun))
-            elif goes_on or id(variable) not in self._weights:
+            elif (totals is not None and goes_on) or id(variable) not in self._weights:
                 pairs.append((variable, value))
         static = rows if isinstance(rows, int) else None
         with keras_internals.rows_of_state(self._recurrent if in_rows else [], in_rows, static):

@@ -1,15 +1,20 @@
 """Each micro-batch's share of its batch's loss, whatever the losses divide by."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 from keras import ops
 
 from tensorflow_ranger.backend import keras_internals, replicas
-
-SUM = "a sum over samples"  # in place of a layer's name: what it adds is known
-
-_MEANS = ("mean", "sum_over_batch_size")
+from tensorflow_ranger.training.loss_masses import (
+    Masks,
+    ignored_class,
+    is_keras_call,
+    masks_of,
+    mass_of,
+    value_of,
+    values_of,
+)
 
 
 class LossShares:
@@ -37,6 +42,7 @@ class LossShares:
         self._divided = []
         self._scalars = []
         self._added_names = []
+        self._known_names = set()
         self._sums = set()
         self.needs_outputs = False
 
@@ -64,17 +70,17 @@ class LossShares:
         self._structure = keras.tree.map_structure(lambda _: None, y_pred)
 
         def look(place, loss, y_true, y_pred, sample_weight):
-            if not _is_keras_call(loss):
+            if not is_keras_call(loss):
                 self._scalars.append(place)
                 return
-            values = _values(loss, y_true, y_pred)
+            values = values_of(loss, y_true, y_pred)
             own_mask = keras_internals.get_mask(values)
             if len(values.shape) == 0 and loss.reduction != "sum":
                 self._scalars.append(place)
             elif loss.reduction not in (None, "none", "sum"):
                 self._divided.append(place)
-            masks = _Masks(keras_internals.get_mask(y_pred), own_mask)
-            if _mass(loss, masks, sample_weight) is not None and len(values.shape) > 0:
+            masks = Masks(keras_internals.get_mask(y_pred), own_mask)
+            if mass_of(loss, masks, sample_weight) is not None and len(values.shape) > 0:
                 self._places.append(place)
                 by_targets = masks.output is None and ignored_class(loss) is not None
                 self.needs_outputs |= any(m is not None for m in masks) and not by_targets
@@ -84,11 +90,14 @@ class LossShares:
 
     def _owners_of_added(self):
         owners = {}
+        self._known_names = set()
         for layer in self.model._flatten_layers():
-            # Of an activity regularizer Keras adds the sum over the samples.
+            # An activity regularizer is a mean over the samples, in older Keras a sum.
             is_known = _is_keras(layer) and _is_keras(getattr(layer, "activity_regularizer", None))
             for loss in layer._get_own_losses():
-                owners[id(loss)] = SUM if is_known else layer.name
+                owners[id(loss)] = layer.name
+                if is_known:
+                    self._known_names.add(layer.name)
         return [owners.get(id(loss)) for loss in self.model.losses]
 
     @property
@@ -99,6 +108,14 @@ class LossShares:
         scalars = [f"the loss {self.name(place)}" for place in self._scalars]
         return scalars + [f"a loss added by layer {name!r}" for _, name in self._asked_added]
 
+    @property
+    def known(self):
+        """For each of `questions` whether it is known to be a mean or a sum."""
+        if self.is_own:
+            return [False]
+        added = [name in self._known_names for _, name in self._asked_added]
+        return [False] * len(self._scalars) + added
+
     def name(self, place):
         """Return the name of a compiled loss, and its output's if there are several."""
         record = self.losses[place]
@@ -107,7 +124,7 @@ class LossShares:
 
     @property
     def _asked_added(self):
-        return [(i, name) for i, name in enumerate(self._added_names) if name and name is not SUM]
+        return [(i, name) for i, name in enumerate(self._added_names) if name]
 
     @property
     def follow_layers(self):
@@ -124,7 +141,7 @@ class LossShares:
 
         def ask(place, loss, y_true, y_pred, sample_weight):
             if place in self._scalars:
-                values.append(ops.sum(_value(loss, y_true, y_pred, sample_weight)))
+                values.append(ops.sum(value_of(loss, y_true, y_pred, sample_weight)))
 
         self._for_each(ask, y, y_pred, sample_weight)
         added = self.model.losses
@@ -145,8 +162,8 @@ class LossShares:
 
         def measure(place, loss, y_true, y_pred, sample_weight):
             if place in self._places:
-                masks = _masks(loss, y_true, y_pred)
-                masses[place] = ops.cast(_mass(loss, masks, sample_weight), dtype)
+                masks = masks_of(loss, y_true, y_pred)
+                masses[place] = ops.cast(mass_of(loss, masks, sample_weight), dtype)
 
         self._for_each(measure, y, y_pred if self.needs_outputs else self._structure, sample_weight)
         return masses
@@ -177,7 +194,7 @@ class LossShares:
         def share(place, loss, y_true, y_pred, sample_weight):
             if place in self._places and sample_weight is not None:
                 sample_weight = ops.copy(sample_weight)  # Keras masks it in place on PyTorch
-            value = _value(loss, y_true, y_pred, sample_weight)
+            value = value_of(loss, y_true, y_pred, sample_weight)
             if place in self._divided:
                 value = _undivided(value)
             if len(value.shape) > 0:
@@ -191,7 +208,7 @@ class LossShares:
             else:
                 ratio = fraction
                 if place in self._places:
-                    mass = _mass(loss, _masks(loss, y_true, y_pred), sample_weight)
+                    mass = mass_of(loss, masks_of(loss, y_true, y_pred), sample_weight)
                     mass = ops.cast(mass, whole.masses[place].dtype)
                     ratio = ops.divide_no_nan(mass, whole.masses[place])
                 share = part = value * ops.cast(ratio, value.dtype)
@@ -245,7 +262,7 @@ class LossShares:
     def _added(self, fraction):
         for place, loss in enumerate(self.model.losses):
             value = _undivided(self.model._aggregate_additional_loss(loss))
-            is_sum = self._added_names[place] is SUM or f"added {place}" in self._sums
+            is_sum = f"added {place}" in self._sums
             yield value if is_sum else value * ops.cast(fraction, value.dtype)
 
     def _for_each(self, function, y, y_pred, sample_weight):
@@ -287,70 +304,3 @@ def _undivided(value):
     # Keras divides the mean of each replica by their number, and knows one mean for all.
     divisor = replicas.loss_divisor()
     return value if divisor == 1 else value * divisor
-
-
-def _is_keras_call(loss):
-    return type(loss).__call__ is keras.losses.Loss.__call__
-
-
-class _Masks(NamedTuple):
-    output: Any  #: What Keras keeps with the output, or None.
-    own: Any  #: What the loss itself sets, or None.
-
-
-def ignored_class(loss):
-    """Return the class of the targets that `loss` leaves out, or None."""
-    is_known = type(loss) is keras.losses.SparseCategoricalCrossentropy
-    return loss.ignore_class if is_known else None
-
-
-def _masks(loss, y_true, y_pred):
-    """Return the `_Masks` of a loss; an ignored class is known without outputs."""
-    output = None if y_pred is None else keras_internals.get_mask(y_pred)
-    ignored = ignored_class(loss)
-    if ignored is not None:
-        y_true = ops.convert_to_tensor(y_true, loss.dtype)
-        return _Masks(output, ops.not_equal(y_true, ops.cast(ignored, loss.dtype)))
-    if y_pred is None:
-        return _Masks(None, None)
-    return _Masks(output, keras_internals.get_mask(_values(loss, y_true, y_pred)))
-
-
-def _mass(loss, masks, sample_weight):
-    """Return what `loss` divides by, up to a constant factor, or None if samples say it."""
-    if not _is_keras_call(loss):
-        return None
-    mask = None
-    for each in masks:
-        if each is not None:
-            each = ops.cast(each, loss.dtype)
-            mask = each if mask is None else mask * ops.reshape(each, ops.shape(mask))
-    if loss.reduction in _MEANS:
-        return None if mask is None else ops.sum(mask)
-    if loss.reduction != "mean_with_sample_weight" or (mask is None and sample_weight is None):
-        return None
-    if sample_weight is None:
-        return ops.sum(mask)
-    weight = ops.convert_to_tensor(sample_weight, loss.dtype)
-    if mask is not None:
-        if len(weight.shape) == len(mask.shape) + 1:
-            weight = ops.squeeze(weight, -1)
-        elif len(mask.shape) == len(weight.shape) + 1 and mask.shape[-1] == 1:
-            mask = ops.squeeze(mask, -1)
-        weight = weight * mask
-    return ops.sum(weight)
-
-
-def _values(loss, y_true, y_pred):
-    """Return what `loss` makes of a batch before it is reduced."""
-
-    def convert(values):
-        return keras.tree.map_structure(lambda v: ops.convert_to_tensor(v, loss.dtype), values)
-
-    values = loss.call(convert(y_true), convert(y_pred))
-    return values if ops.is_tensor(values) else ops.convert_to_tensor(values, loss.dtype)
-
-
-def _value(loss, y_true, y_pred, sample_weight):
-    value = loss(y_true, y_pred, sample_weight)
-    return value if ops.is_tensor(value) else ops.convert_to_tensor(value, loss.dtype)

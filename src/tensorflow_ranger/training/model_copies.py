@@ -1,4 +1,4 @@
-"""Copies of a model that trains in micro-batches: carried where Keras carries `compile`, or told."""
+"""Copies of a model that trains in micro-batches: they do so too, or a warning says so."""
 
 import warnings
 
@@ -18,7 +18,7 @@ def copy_overrides(model, installer):
     """
 
     def reduce_ex(protocol):
-        make, arguments = type(model).__reduce__(model)
+        make, arguments = model.__reduce__()
         return _made, (make, arguments, installer())
 
     def get_compile_config():

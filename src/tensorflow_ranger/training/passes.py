@@ -1,6 +1,5 @@
 """The passes of one batch: each micro-batch's share of its loss, and what they make together."""
 
-import contextlib
 import warnings
 from typing import Any, NamedTuple
 
@@ -8,22 +7,14 @@ import keras
 from keras import ops
 
 from tensorflow_ranger import backend
-from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
 from tensorflow_ranger.backend import replicas, steps
-from tensorflow_ranger.backend.steps.samples import count, cut, first
 from tensorflow_ranger.batch_size import noise_scale
-from tensorflow_ranger.distribution.carry import merged, next_seed, own_seed
-from tensorflow_ranger.training.call_scope import CallScope
-from tensorflow_ranger.training.examination import Examination
-from tensorflow_ranger.training.layer_state import CARRIED, LayerState
-from tensorflow_ranger.training.loss_shares import LossShares
+from tensorflow_ranger.distribution.carry import merged, next_seed
+from tensorflow_ranger.training.forward_passes import ForwardPasses, rows_of
 from tensorflow_ranger.training.metrics_of_batch import (
-    MetricsOfBatch,
     joined,
-    masked,
     with_masks,
 )
-from tensorflow_ranger.training.probe import Look, Looks
 
 
 class Whole(NamedTuple):
@@ -35,7 +26,7 @@ class Whole(NamedTuple):
     scale: Any  #: Scalar that the loss is multiplied by before its gradient, or None for 1.
 
 
-class Passes:
+class Passes(ForwardPasses):
     """The functions a training step is made of, the same on every backend.
 
     They read and assign Keras variables where they say so; everything else goes in and out.
@@ -57,119 +48,10 @@ class Passes:
     """
 
     def __init__(self, model, accumulator, tasks=None, noise=None):
-        self.model = model
+        super().__init__(model, tasks)
         self.noise = noise
         self.whole = Whole
         self.accumulator = accumulator
-        self.weights = list(model.trainable_variables)
-        self.metrics = list(model.metrics_variables)
-        kept = {id(weight) for weight in model.non_trainable_weights}
-        self.seeds = [v for v in model.non_trainable_variables if id(v) not in kept]
-        self.shares = LossShares(model, tasks)
-        self.has_gradient = []
-        self.state = LayerState(model, self.seeds)
-        self._dtype = accumulator_dtype(keras.config.floatx())
-        self.has_own_metrics = type(model).compute_metrics is not keras.Model.compute_metrics
-        self.metrics_of_batch = MetricsOfBatch(model)
-        self.unknown = []
-
-    @property
-    def gathers(self):
-        """Whether `finish` needs the batch's outputs."""
-        return self.has_own_metrics or self.metrics_of_batch.gathers
-
-    def prepare(self, data, samples):
-        """Learn from a micro-batch, without training on it, which state and masks there are.
-
-        Args:
-            data: Tuple ``(x, y, sample_weight)`` of the micro-batch.
-            samples: Samples of the batch, or None where a graph does not know them.
-        """
-        try:
-            scope, y_pred = self._first_call(data)
-        except Exception as error:
-            if steps.is_out_of_memory(error) or not self.state.guess_rows(samples):
-                raise
-            scope, y_pred = self._first_call(data)
-        self.has_gradient = [True] * (len(self.weights) * self.losses)
-        self.state.find(scope.assigned, samples)
-        self.metrics_of_batch.find(y_pred, samples)
-
-    def _first_call(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with self._scope(rows=_rows(x)) as scope:
-            y_pred = self.call(x)
-            self.shares.inspect(y, y_pred, sample_weight)
-        return scope, y_pred
-
-    def examine(self, run, data, size):
-        """Find out what `prepare` left open.
-
-        Args:
-            run: Function that calls `probe` on samples and returns its `Looks` as arrays.
-            data: Tuple ``(x, y, sample_weight)`` of the batch.
-            size: Samples per micro-batch.
-        """
-        if self.state.unclear or self.shares.questions or self.metrics_of_batch.unclear:
-            examination = Examination(self.state, self.shares, self.metrics_of_batch)
-            self.unknown = examination.run(run, data, size)
-        self.state.find_normalizations()
-
-    def probe(self, data):
-        """Return the `Looks` at some samples, whole and in two halves. Nothing is assigned."""
-        half = count(data) // 2
-        first, second = cut(data, 0, half), cut(data, half, count(data) - half)
-        carry = self.carry()
-        begun = Look(carry["state"].values, [], carry["metrics"], carry["seeds"])
-        whole, y_pred = self._look(data, carry)
-        one, _ = self._look(first, carry, cut(y_pred, 0, half))
-        rest = cut(y_pred, half, count(data) - half)
-        later = carry | {"samples": ops.cast(half, self._dtype)}
-        state = self.state.continued(carry["state"], one.state)
-        gone_on = later | {"metrics": one.metrics, "state": state}
-        return Looks(
-            begun,
-            whole,
-            one,
-            self._look(second, later, rest)[0],
-            self._look(second, gone_on, rest, carried=(CARRIED, None))[0],
-        )
-
-    def _look(self, data, carry, given=None, carried=(CARRIED,)):
-        """Return a `Look`, and the outputs with their masks.
-
-        Args:
-            data: Tuple ``(x, y, sample_weight)`` of some samples.
-            carry: What they begin with.
-            given: Outputs and masks of these samples when more ran with them: losses and metrics
-                are compared at the same outputs, whatever layers draw.
-            carried: Kinds of layers' state that go on from the samples before.
-        """
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with self._scope(None, carry, _rows(x), carried) as scope:
-            y_pred = self.call(x)
-            outputs = with_masks(y_pred)
-            if given is not None and not (self.shares.is_own and self.model.losses):
-                y_pred = masked(*given)
-            answers = self.shares.answers(x, y, y_pred, copies(sample_weight))
-            state = self.state.read(scope)
-        seeds = [scope.get_current_value(v) for v in self.seeds]
-        metrics = self.metrics_of_batch.updated(carry["metrics"], y, y_pred, copies(sample_weight))
-        return Look(state, answers, metrics, seeds), outputs
-
-    @property
-    def losses(self):
-        """How many losses are differentiated."""
-        return self.shares.rows
-
-    @property
-    def needs_masses(self):
-        """Whether a loss is divided by something else than its number of samples."""
-        return self.shares.needs_masses
-
-    def count(self, data):
-        """Return the number of samples in `data` as a scalar."""
-        return ops.cast(_rows(data), self._dtype)
 
     def open(self):
         """Return the accumulator's totals of no gradient: one per weight, for each loss."""
@@ -187,26 +69,6 @@ class Passes:
             return samples, masses
         samples, *sums = replicas.sum_over([samples, *(masses or ())])
         return samples, masses and sums
-
-    def measure(self, data):
-        """Return the masses of a micro-batch, one scalar per loss."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with self._scope(rows=_rows(x)):
-            y_pred = self.call(x) if self.shares.needs_outputs else None
-            return self.shares.masses(y, y_pred, sample_weight, self._dtype)
-
-    def carry(self):
-        """Return the carry that a batch begins with."""
-        zero = ops.zeros((), self._dtype)
-        return {
-            "seeds": [own_seed(v.value) for v in self.seeds],
-            "metrics": [v.value for v in self.metrics],
-            "state": self.state.open(),
-            "samples": zero,
-            "loss": ops.zeros((), keras.config.floatx()),
-            "parts": [ops.zeros((), loss.loss.dtype) for loss in self.shares.losses],
-            "noise": [] if self.noise is None else [zero, zero],
-        }
 
     def add(self, totals, carry, data, whole, part=None):
         """Add one micro-batch.
@@ -226,7 +88,7 @@ class Passes:
         samples = self.count(x)
 
         def share(weights):
-            with self._scope(weights, carry, _rows(x)) as scope:
+            with self._scope(weights, carry, rows_of(x)) as scope:
                 y_pred = self.call(x)
                 loss, logged, parts = self.shares.of(x, y, y_pred, sample_weight, samples, whole)
                 if part is not None:
@@ -303,40 +165,9 @@ class Passes:
             return self.model.compute_metrics(x, y, y_pred, sample_weight)
         return self.model.get_metrics_result()
 
-    def call(self, x):
-        """Return the model's outputs in training."""
-        if self.model._call_has_training_arg:
-            return self.model(x, training=True)
-        return self.model(x)
-
     def _track(self, loss, parts, samples, rows):
         self.model._loss_tracker.update_state(loss, sample_weight=samples)
         self.shares.track(parts, rows)
-
-    @contextlib.contextmanager
-    def _scope(self, weights=None, carry=None, rows=None, carried=(CARRIED,)):
-        """Give the scope of a forward pass that begins with what `carry` says.
-
-        Args:
-            weights: Values of the trained weights, or None for their own.
-            carry: The carry of the micro-batches before, or None at the batch's beginning.
-            rows: Samples of the micro-batch.
-            carried: Kinds of layers' state that go on from the micro-batch before.
-        """
-        totals, start = (None, 0) if carry is None else (carry["state"], carry["samples"])
-        pairs = steps.current_values([*self.weights, *self.model.non_trainable_variables])
-        # Keras looks for a regularized weight nowhere but in the scope.
-        pairs += ((w, w.value) for w in self.weights if w.regularizer is not None)
-        if weights is not None:
-            pairs += zip(self.weights, weights, strict=True)
-        if carry is not None:
-            pairs += zip(self.seeds, carry["seeds"], strict=True)
-            pairs += zip(self.metrics, carry["metrics"], strict=True)
-        with self.state.placed(totals, start, rows, carried) as placed:
-            mapping = {id(variable): (variable, value) for variable, value in [*pairs, *placed]}
-            reassigned = self.weights if backend.KEEPS_ALL_ASSIGNMENTS else ()
-            with CallScope(mapping.values(), reassigned) as scope:
-                yield scope
 
     def _over_replicas(self, totals, carry):
         if replicas.count() == 1:
@@ -368,13 +199,3 @@ class Passes:
                 self.noise.memory,
             )
         )
-
-
-def copies(data):
-    """Return copies of nested arrays: Keras on PyTorch multiplies weights by masks in place."""
-    return keras.tree.map_structure(lambda leaf: None if leaf is None else ops.copy(leaf), data)
-
-
-def _rows(x):
-    leaf = first(x)
-    return ops.shape(leaf)[0] if leaf.shape[0] is None else leaf.shape[0]

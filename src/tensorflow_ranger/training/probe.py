@@ -61,6 +61,12 @@ def kind_of_number(whole, first, second, fraction, tolerance, is_noisy):
     return _closest(errors, scale, tolerance, is_noisy)
 
 
+def is_nearer_to_sum(whole, first, second, fraction):
+    """Return whether a scalar that is a mean or a sum is rather a sum, as `kind_of_number`."""
+    mean = fraction * first + (1 - fraction) * second
+    return bool(abs(whole - first - second) < abs(whole - mean))
+
+
 def kind_of_state(begun, looks, fraction, tolerance, is_noisy):
     """Return the kind of a variable's state, what of it stays if it is a sum, and more.
 

@@ -11,9 +11,10 @@ from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.fused import BatchBuffer
 from tensorflow_ranger.backend import steps
 from tensorflow_ranger.backend.steps.samples import count, split
+from tensorflow_ranger.training.forward_passes import copies
 from tensorflow_ranger.training.loss_shares import LossShares
 from tensorflow_ranger.training.metrics_of_batch import masked, with_masks
-from tensorflow_ranger.training.passes import Passes, Whole, copies
+from tensorflow_ranger.training.passes import Passes, Whole
 
 
 class Trial(Passes):
@@ -72,7 +73,7 @@ class Trial(Passes):
             outputs, masks = with_masks(y_pred)
             leaves = keras.tree.flatten(outputs)
             places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
-            own = backend.gradients(
+            own = backend.gradients_of(
                 lambda values: self._losses_of(
                     outputs, masks, dict(zip(places, values, strict=True)), data, size
                 ),

@@ -1,5 +1,7 @@
 """What a user may write as `inner`, and what each mistake is answered with."""
 
+from typing import Any, cast
+
 import keras
 import pytest
 
@@ -74,13 +76,13 @@ def test_momentum_is_refused_where_there_is_none():
 @pytest.mark.parametrize("optimizer", ["sgd", keras.optimizers.SGD()])
 def test_a_misspelt_argument_is_answered_with_the_nearest(argument, nearest, optimizer):
     with pytest.raises(ValueError, match=rf"{argument} .* Did you mean {nearest}\?$"):
-        RangerOptimizer(inner=optimizer, **{argument: 4})
+        RangerOptimizer(inner=optimizer, **cast(Any, {argument: 4}))
 
 
 @pytest.mark.parametrize("argument", ["nothing_like_it", "momentum", "loss_scale_facto"])
 def test_what_would_be_refused_is_not_suggested(argument):
     with pytest.raises(ValueError, match=r"It takes amsgrad, beta_1, .*weight_decay") as error:
-        RangerOptimizer(inner="adam", **{argument: 4})
+        RangerOptimizer(inner="adam", **cast(Any, {argument: 4}))
     assert "gradient_accumulation_steps" not in str(error.value)
     assert "loss_scale_factor" not in str(error.value)
 

@@ -111,7 +111,8 @@ class TwoPlayers(keras.Model):
 
     def train_step(self, data):
         weights = [player.trainable_variables for player in self.players]
-        gradients = [self.gradients(*data, own) for own in weights]
+        x, y = data
+        gradients = [self.gradients(x, y, own) for own in weights]
         for optimizer, own, found in zip(self.optimizers, weights, gradients, strict=True):
             optimizer.apply(found, own)
         return {"players": keras.ops.full((), len(self.players))}

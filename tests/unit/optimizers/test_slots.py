@@ -1,5 +1,7 @@
 """The dtypes of slots where JAX computes in float32 what Keras calls float64."""
 
+from typing import Any
+
 import keras
 import pytest
 
@@ -43,7 +45,7 @@ def test_a_window_trains_as_plain_keras(settings):
 @pytest.mark.parametrize("cls", [keras.optimizers.SGD, ranger.RangerOptimizer])
 def test_micro_batches_train_as_plain_keras(cls):
     x, y = data()
-    settings = {"accumulation_steps": 1} if cls is ranger.RangerOptimizer else {}
+    settings: Any = {"accumulation_steps": 1} if cls is ranger.RangerOptimizer else {}
     optimizer = cls(learning_rate=0.1, momentum=0.9, **settings)
     expected, model = network(plain()), ranger.microbatch(network(optimizer), 6)
     fit(expected, x, y, 24, epochs=2)

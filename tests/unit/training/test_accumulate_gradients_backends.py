@@ -323,7 +323,7 @@ def test_the_backends_are_twins():
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
         }
 
-    assert functions("tensorflow").keys() == {"accumulate", "leaves", "map_leaves"}
+    assert functions("tensorflow").keys() == {"accumulate", "gradient", "leaves", "map_leaves"}
     assert functions("jax") == functions("tensorflow")
     assert functions("torch") == functions("tensorflow")
 

@@ -65,10 +65,17 @@ def test_the_rate_of_a_batch_is_told():
     assert "A loss added by layer 'sparse' is neither" in str(found)
 
 
-def test_an_activity_regularizer_under_dropout_is_known_to_be_a_sum():
+def test_an_activity_regularizer_under_dropout_is_known():
     drop = layers.Dropout(0.5, seed=1)
     model = model_with(drop, layers.Dense(4, activity_regularizer="l2"))
     fit(ranger.microbatch(model, 4), *data(12), 12)  # a warning would be an error
+
+
+def test_an_activity_regularizer_counts_as_in_the_batch():
+    def make():
+        return model_with(layers.Dense(4, activity_regularizer="l2"))
+
+    assert_trains_as_plain(make, *data(36), tolerance=1e-5)
 
 
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight", "sum"])

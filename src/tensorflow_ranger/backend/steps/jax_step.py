@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from tensorflow_ranger.backend.jax import squared_norm
+from tensorflow_ranger.backend.steps.jax_loop import adding, scan, shapes, temporaries_of
 from tensorflow_ranger.backend.steps.samples import count, cut, has_sparse, split
 
 
@@ -192,7 +193,7 @@ class JaxStep:
             if passes.needs_masses:
                 masses = [jnp.zeros((), carry["samples"].dtype) for _ in carry["parts"]]
                 for data, part in parts:
-                    masses = scan(_adding(passes.measure, part), masses, data, size)
+                    masses = scan(adding(passes.measure, part), masses, data, size)
             samples = sum(count(data) * (part or 1.0) for data, part in parts)
             samples = jnp.asarray(samples, carry["samples"].dtype)
             whole = passes.whole(*passes.agreed(samples, masses), factor, scale)
@@ -234,7 +235,7 @@ class JaxStep:
             return 0, 0
         self._prepare(state, data, size)
         if not self._is_on_host(data):
-            return _temporaries(self._lowered(state, data, size)), 0
+            return temporaries_of(self._lowered(state, data, size)), 0
         trainable, non_trainable, optimizer, metrics = state
         held = [optimizer[slot] for slot in self._passes.accumulator.slots]
         totals, carry, factor, scale = jax.eval_shape(
@@ -246,7 +247,7 @@ class JaxStep:
         whole = (carry["samples"], masses, factor, scale)
         lowered = self._add.lower(totals, carry, trainable, non_trainable, first, whole)
         extra = 0 if held else sum(math.prod(t.shape) * t.dtype.itemsize for t in totals)
-        return _temporaries(lowered), extra
+        return temporaries_of(lowered), extra
 
     def _require_memory(self, state, data, size):
         # A compiled function that finds no memory has already given up what was donated to it:
@@ -276,7 +277,7 @@ class JaxStep:
 
         if self._compiled:
             prepare = functools.partial(prepare, samples=count(data))
-            jax.eval_shape(prepare, state, _shapes(data, size))
+            jax.eval_shape(prepare, state, shapes(data, size))
         else:
             prepare(state, cut(data, 0, size), count(data))
         run = jax.jit(probe) if self._compiled else probe
@@ -314,45 +315,3 @@ class JaxStep:
             [scope.get_current_value(variable) for variable in group]
             for group in (self._trainable, self._non_trainable, self._optimizer, self._metrics)
         )
-
-
-def _shapes(data, size):
-    """Return the shapes of a micro-batch of `data`."""
-
-    def shape(leaf):
-        if leaf is None or has_sparse(leaf):
-            return cut(leaf, 0, size)
-        return jax.ShapeDtypeStruct((min(size, leaf.shape[0]), *leaf.shape[1:]), leaf.dtype)
-
-    return keras.tree.map_structure(shape, data)
-
-
-def _adding(measure, part):
-    def add(sums, micro_batch):
-        return [
-            total + (mass if part is None else mass * part)
-            for total, mass in zip(sums, measure(micro_batch), strict=True)
-        ]
-
-    return add
-
-
-def scan(body, carry, data, size):
-    """Return ``carry = body(carry, micro_batch)`` after the last micro-batch of `data`."""
-    full, rest = divmod(count(data), size)
-
-    def step(carry, start):
-        part = jax.tree.map(
-            functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size),
-            data,
-        )
-        return body(carry, part), None
-
-    if full:
-        carry, _ = jax.lax.scan(step, carry, jnp.arange(full) * size)
-    return body(carry, cut(data, full * size, rest)) if rest else carry
-
-
-def _temporaries(lowered):
-    analysis = lowered.compile().memory_analysis()
-    return 0 if analysis is None else analysis.temp_size_in_bytes
