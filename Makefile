@@ -27,11 +27,12 @@ PIP := PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
 # The oldest Keras that the suite passes with, and that pyproject.toml asks for.
 KERAS_FLOOR := 3.12.0
 
-.PHONY: help train test test-faults floor check bench docs clean
+.PHONY: help train test test-clients test-faults floor check bench docs clean
 
 help:
 	@echo "make train   train the founding network (ARGS='--epochs 3 --backend jax')"
 	@echo "make test    run the suite (BACKENDS='jax torch' TESTS='tests/unit -k window')"
+	@echo "make test-clients  train models of other packages whole and in micro-batches"
 	@echo "make test-faults  kill processes of runs, and compare where the runs end"
 	@echo "make floor   run the suite's core with the oldest Keras that is supported"
 	@echo "make check   check format, style and types"
@@ -47,6 +48,12 @@ $(VENV)/.train: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.train
 	$(PIP) --editable '.[examples]' --group dev
+	touch $@
+
+# KerasHub without tensorflow-text, which would install a second TensorFlow over tensorflow-cpu.
+$(VENV)/.clients: $(VENV)/.dev
+	$(PIP) --group clients
+	$(PIP) --no-deps keras-hub
 	touch $@
 
 $(VENV)/.faults: $(VENV)/.data
@@ -70,6 +77,10 @@ test: $(VENV)/.data
 	@{ command -v chromium || command -v chromium-browser; } >/dev/null || echo "No Chromium: the tests that look at" \
 		"the report in a browser are skipped. On Debian: apt-get install chromium"
 	$(BIN)/python scripts/test.py --backends "$(BACKENDS)" $(TESTS)
+
+# The suite leaves this folder out unless it is named.
+test-clients: $(VENV)/.clients
+	$(BIN)/python scripts/test.py --backends "$(BACKENDS)" $(or $(TESTS),tests/clients)
 
 # An empty -m takes the place of the one in pyproject.toml, which leaves these out.
 test-faults: $(VENV)/.faults

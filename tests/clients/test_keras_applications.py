@@ -1,0 +1,53 @@
+"""Networks of keras.applications, without their trained weights."""
+
+import keras
+import numpy as np
+import pytest
+
+from tests.clients.whole_and_parts import (
+    COMPILE,
+    SAMPLES,
+    assert_parts_equal_whole,
+    freeze_batch_normalization,
+)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+RANDOM = np.random.default_rng(0)
+DATA = {
+    "x": RANDOM.normal(size=(SAMPLES, 32, 32, 3)),
+    "y": RANDOM.integers(0, 3, size=SAMPLES),
+    "sample_weight": RANDOM.uniform(0.5, 2, size=SAMPLES),
+}
+
+
+def compiled(model):
+    freeze_batch_normalization(model)
+    model.compile(
+        keras.optimizers.Adam(1e-3, epsilon=1e-3),
+        loss="sparse_categorical_crossentropy",
+        weighted_metrics=["accuracy"],
+        **COMPILE,
+    )
+    return model
+
+
+def mobilenet():
+    return compiled(
+        keras.applications.MobileNet(
+            input_shape=(32, 32, 3), alpha=0.25, dropout=0.0, weights=None, classes=3
+        )
+    )
+
+
+def vgg16():
+    features = keras.applications.VGG16(
+        input_shape=(32, 32, 3), include_top=False, weights=None, pooling="avg"
+    )
+    output = keras.layers.Dense(3, activation="softmax")(features.output)
+    return compiled(keras.Model(features.input, output))
+
+
+@pytest.mark.parametrize("build", [mobilenet, vgg16])
+def test_network(build):
+    assert_parts_equal_whole(build, DATA, epochs=2)
