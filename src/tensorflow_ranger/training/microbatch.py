@@ -19,7 +19,7 @@ def microbatch(
     model,
     size: int | str | None,
     *,
-    memory_limit: int | str | None = None,
+    memory_limit: float | str | None = None,
     loop: str | None = None,
     accumulator: str | None = None,
     accumulator_dtype: str | None = None,

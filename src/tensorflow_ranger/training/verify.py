@@ -15,6 +15,7 @@ from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.training.microbatch import overridden_step
 from tensorflow_ranger.training.reasons import (
     crossing_reasons,
+    embedding_notes,
     loss_reasons,
     state_reasons,
     training_reasons,
@@ -45,6 +46,8 @@ class Verification:
         samples: Samples of the batch.
         state: For each variable that layers assign, the largest difference between an element of
             its two values after the batch, relative to how far it moved.
+        notes: Sentences about what follows another path than `fit` without `microbatch`, though
+            the gradients agree.
     """
 
     differences: Mapping[str, float]
@@ -53,6 +56,7 @@ class Verification:
     size: int
     samples: int
     state: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def exact(self):
@@ -73,7 +77,7 @@ class Verification:
             f"{'Same to rounding' if self.exact else 'Differs'}: the gradient of {self.samples} "
             f"samples whole and {self.size} at a time. Rounding explains {self.tolerance:.1e}."
         )
-        return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons)])
+        return "\n".join([*lines, *(f"- {text}" for text in (*self.reasons, *self.notes))])
 
 
 def verify(model, batch, size: int):
@@ -135,7 +139,8 @@ def verify(model, batch, size: int):
         whole, parts = run_both(model, data, size, training=True)
         differences = differences_of(whole, parts, tolerance)
         state = state_differences_of(whole, parts, tolerance)
-        found = Verification(differences, tolerance, (), size, samples, state)
+        notes = tuple(embedding_notes(model))
+        found = Verification(differences, tolerance, (), size, samples, state, notes)
         if found.exact:
             return found
         reasons = training_reasons(model, data, whole, differences)

@@ -85,6 +85,31 @@ def test_state_ends_as_plain_keras_leaves_it(kind):
     )
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"run_eagerly": True}, *([{"jit_compile": True}] if BACKEND == "tensorflow" else [])],
+    ids=str,
+)
+def test_every_way_of_running(settings):
+    class Adds(layers.Layer):
+        def call(self, x):
+            self.add_loss(0.1 * ops.sum(x**2))
+            return x
+
+    def largest(y_true, y_pred):
+        return ops.max(ops.abs(y_true - y_pred))
+
+    def make():
+        keras.utils.set_random_seed(1)
+        state = [State(queue, (20, 6)), State(decayed_sum, (6,)), State(samples)]
+        model = keras.Sequential([keras.Input((6,)), *state, layers.Dense(6), Adds()])
+        model.add(layers.Dense(2))
+        model.compile("sgd", "mse", metrics=[largest], **settings)
+        return model
+
+    assert_trains_as_plain(make, *data(36), sizes=(5,), tolerance=1e-5)
+
+
 def test_what_depends_on_the_batch_is_told():
     def spread(state, x):
         return state + ops.max(x) - ops.mean(x)
