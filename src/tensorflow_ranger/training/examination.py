@@ -5,12 +5,14 @@ import warnings
 import keras
 import numpy as np
 
+from tensorflow_ranger import backend
 from tensorflow_ranger.backend import steps
 from tensorflow_ranger.backend.steps.samples import count, cut
 from tensorflow_ranger.training import probe
 from tensorflow_ranger.training.layer_state import SUM, UNKNOWN
 
-_EPSILONS = {"bfloat16": 2**-7, "float16": 2**-10, "float32": 2**-23, "float64": 2**-52}
+# What numbers of each dtype are apart at 1.
+_RESOLUTIONS = {"bfloat16": 2**-7, "float16": 2**-10, "float32": 2**-23, "float64": 2**-52}
 
 
 class Examination:
@@ -122,12 +124,18 @@ def _warned(found):
 
 def tolerance_of(model):
     """Return the relative difference between a few samples and their parts that is rounding."""
-    dtypes = {keras.backend.standardize_dtype(v.dtype) for v in model.variables}
+    return min(0.05, max(170 * resolution_of(model), 1e-10))
+
+
+def resolution_of(model):
+    """Return the resolution of the coarsest dtype that a model computes in."""
+    dtypes = {keras.backend.standardize_dtype(v.dtype) for v in model.trainable_variables}
     dtypes |= {layer.compute_dtype for layer in model._flatten_layers()}
     if keras.config.backend() == "torch":  # Keras rounds some operations through float32 there
         dtypes.add("float32")
-    coarsest = max([_EPSILONS[d] for d in dtypes if d in _EPSILONS], default=2**-23)
-    return min(0.05, max(170 * coarsest, 1e-10))
+    # A dtype that is switched off is computed in float32, as any that is unknown here.
+    known = [d for d in dtypes if d in _RESOLUTIONS and backend.supports_dtype(d)]
+    return max([_RESOLUTIONS[d] for d in known], default=2**-23)
 
 
 def _arrays(values):

@@ -12,6 +12,7 @@ from keras import ops
 from tensorflow_ranger import backend
 from tensorflow_ranger.backend import keras_internals, replicas
 from tensorflow_ranger.optimizers import arguments
+from tensorflow_ranger.training.examination import resolution_of
 from tensorflow_ranger.training.microbatch import overridden_step
 from tensorflow_ranger.training.reasons import (
     crossing_reasons,
@@ -27,8 +28,6 @@ from tensorflow_ranger.training.trial import (
     state_differences_of,
 )
 
-# What numbers of each dtype are apart at 1.
-_EPSILONS = {"bfloat16": 2**-7, "float16": 2**-10, "float32": 2**-23, "float64": 2**-52}
 _ROWS = 20  # variables in the table
 
 
@@ -135,7 +134,7 @@ def verify(model, batch, size: int):
         # They say what the reasons say.
         warnings.filterwarnings("ignore", category=UserWarning, module="tensorflow_ranger")
         _build(model, data)
-        tolerance = _tolerance(model)
+        tolerance = math.sqrt(resolution_of(model))
         whole, parts = run_both(model, data, size, training=True)
         differences = differences_of(whole, parts, tolerance)
         state = state_differences_of(whole, parts, tolerance)
@@ -160,16 +159,6 @@ _UNEXPLAINED = (
     "Neither layers nor losses say why. Random numbers drawn outside Keras would explain it; "
     "otherwise please report the model."
 )
-
-
-def _tolerance(model):
-    dtypes = {keras.backend.standardize_dtype(v.dtype) for v in model.trainable_variables}
-    dtypes |= {layer.compute_dtype for layer in model._flatten_layers()}
-    if keras.config.backend() == "torch":  # Keras rounds some operations through float32 there
-        dtypes.add("float32")
-    # A dtype that is switched off is computed in float32, as any that is unknown here.
-    known = [d for d in dtypes if d in _EPSILONS and backend.supports_dtype(d)]
-    return math.sqrt(max([_EPSILONS[d] for d in known], default=2**-23))
 
 
 def _build(model, data):
