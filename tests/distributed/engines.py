@@ -181,7 +181,8 @@ def _tensorflow(strategy_of):
         if steps is None:
             return 1, list(sizes)  # Keras' own step: the calls that its trace made
         (step,) = steps.values()
-        functions = step._on_replicas._list_all_concrete_functions()
+        *_, last = step._per_size.values()
+        functions = last._list_all_concrete_functions()
         return 1, collective_ops(functions[-1])
 
     alone = '{"task": {"index": 0}, "cluster": {"worker": [""]}}'
