@@ -227,9 +227,15 @@ def initial_value(variable):
         return keras.ops.convert_to_numpy(variable.value)
 
 
+@contextlib.contextmanager
 def kept(model):
-    """Return a context that leaves as it was what Keras' variables don't hold: there is nothing."""
-    return contextlib.nullcontext()
+    """Leave the variables that assignments reach past Keras as they were."""
+    held = [(variable, copied(variable.value)) for variable in foreign_state(model)]
+    try:
+        yield
+    finally:
+        for variable, value in held:
+            variable.assign(value)
 
 
 def random_state():

@@ -160,7 +160,7 @@ def known_means(foreign):
     return [
         buffer
         for buffer in foreign
-        if isinstance(buffer.module, torch.nn.modules.batchnorm._NormBase)
+        if isinstance(buffer.module, torch.nn.modules.batchnorm._BatchNorm)
         and buffer.name in ("running_mean", "running_var")
     ]
 

@@ -28,6 +28,7 @@ class Examination:
         self._state = state
         self._shares = shares
         self._metrics = metrics
+        self.is_settled = True
 
     def run(self, run, data, size):
         """Compare the first samples, whole and in two halves.
@@ -41,9 +42,10 @@ class Examination:
             List of the names of what is neither a mean nor a sum over samples.
         """
         if data is None:
-            return self._warn_unmeasured("several processes hold the batch")
+            return self._warn_unmeasured("several processes would each measure for themselves")
         samples = min(count(data), 2 * min(size, probe.SAMPLES))
         if samples < 2:
+            self.is_settled = False  # a later batch may have more
             return []
         some = cut(data, 0, samples)
         try:
@@ -51,9 +53,14 @@ class Examination:
         except Exception as error:
             if steps.is_out_of_memory(error):
                 raise
-            if not self._state.assume_rows(count(data)):
+            guessed = self._state.assume_rows(count(data))
+            try:
+                looks = run(some) if guessed else None
+            except Exception:
+                looks = None
+            if looks is None:
+                self._state.forget_rows(guessed)
                 return self._warn_unmeasured(f"{type(error).__name__}: {error}")
-            looks = run(some)
         looks = probe.Looks(*(probe.Look(*map(_arrays, look)) for look in looks))
         return self._learn(looks, samples // 2 / samples)
 
@@ -91,6 +98,7 @@ class Examination:
     def _warn_unmeasured(self, why):
         names = [f"the state {self._state.name(place)}" for place in self._state.unclear]
         names += self._shares.questions
+        self._metrics.assume_of_batch()
         if names:
             warnings.warn(
                 f"In micro-batches {'; '.join(names)} is taken for a mean over samples: it could "
@@ -115,8 +123,9 @@ def _warned(found):
     uncertain = [f"{name} for a {kind}" for name, kind, is_certain in found if not is_certain]
     if uncertain:
         warnings.warn(
-            f"In micro-batches {'; '.join(uncertain)} over samples is what was taken: random "
-            "numbers or batch statistics hide whether that is exact.",
+            f"In micro-batches {'; '.join(uncertain)} over samples is what was taken: on the first "
+            "samples it was zero or did not move, or random numbers or batch statistics hide "
+            "whether that is exact.",
             stacklevel=2,
         )
     return unknown
@@ -139,4 +148,6 @@ def resolution_of(model):
 
 
 def _arrays(values):
-    return [np.asarray(keras.ops.convert_to_numpy(value)) for value in values]
+    arrays = [np.asarray(keras.ops.convert_to_numpy(value)) for value in values]
+    # NumPy has no bfloat16 of its own.
+    return [a.astype("float32") if a.dtype.name == "bfloat16" else a for a in arrays]

@@ -40,6 +40,7 @@ class ForwardPasses:
         self.has_own_metrics = type(model).compute_metrics is not keras.Model.compute_metrics
         self.metrics_of_batch = MetricsOfBatch(model)
         self.unknown = []
+        self.is_settled = True
 
     @property
     def gathers(self):
@@ -56,9 +57,14 @@ class ForwardPasses:
         try:
             scope, y_pred = self._first_call(data)
         except Exception as error:
-            if steps.is_out_of_memory(error) or not self.state.guess_rows(samples):
+            guessed = [] if steps.is_out_of_memory(error) else self.state.guess_rows(samples)
+            if not guessed:
                 raise
-            scope, y_pred = self._first_call(data)
+            try:
+                scope, y_pred = self._first_call(data)
+            except Exception:
+                self.state.forget_guess(guessed)
+                raise error from None
         self.has_gradient = [True] * (len(self.weights) * self.losses)
         self.state.find(scope.assigned, samples)
         self.metrics_of_batch.find(y_pred, samples)
@@ -81,6 +87,7 @@ class ForwardPasses:
         if self.state.unclear or self.shares.questions or self.metrics_of_batch.unclear:
             examination = Examination(self.state, self.shares, self.metrics_of_batch)
             self.unknown = examination.run(run, data, size)
+            self.is_settled = examination.is_settled
         self.state.find_normalizations()
 
     def probe(self, data):

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from tensorflow_ranger import backend
-from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.backend import keras_internals, replicas
 from tensorflow_ranger.distribution.carry import StateBefore
 
 MEAN = "mean"  #: The batch's value is the mean of the micro-batches', weighted by samples.
@@ -83,10 +83,10 @@ class LayerState:
         """Take state with as many rows as the batch has samples for theirs, before a first call.
 
         Returns:
-            Whether there is any, and it was not taken so before.
+            List of the variables that were not taken so before.
         """
         if samples is None:
-            return False
+            return []
         known = {id(v) for v in self.variables} | self._ignored
         guessed = [
             v
@@ -98,7 +98,13 @@ class LayerState:
         self.kinds += [ROWS] * len(guessed)
         self.decays += [1.0] * len(guessed)
         self.adds += [False] * len(guessed)
-        return bool(guessed)
+        return guessed
+
+    def forget_guess(self, guessed):
+        """Take back what `guess_rows` returned."""
+        del self._rows[len(self._rows) - len(guessed) :]
+        for values in (self.variables, self.kinds, self.decays, self.adds):
+            del values[len(values) - len(guessed) :]
 
     def _known_kinds(self):
         known = {}
@@ -160,7 +166,13 @@ class LayerState:
         Raises:
             ValueError: It has.
         """
+        has_several = replicas.has_several(self._model.trainable_variables)
         for variable, kind in zip(self.variables, self.kinds, strict=True):
+            if kind == ROWS and has_several:
+                raise ValueError(
+                    f"{variable.path} keeps state for each sample, and several replicas train the "
+                    "model: each has samples of its own. Train it on one."
+                )
             if kind == ROWS and samples is not None and variable.shape[0] != samples:
                 raise ValueError(
                     f"{variable.path} keeps state for {variable.shape[0]} samples, and the batch "
@@ -194,9 +206,10 @@ class LayerState:
         with keras_internals.rows_of_state(self._recurrent if in_rows else [], in_rows, static):
             for variable, value in foreign:
                 variable.assign(value)
-            yield pairs
-            if totals is None:
-                for variable, value in foreign:
+            try:
+                yield pairs
+            finally:
+                for variable, value in foreign if totals is None else ():
                     variable.assign(value)
 
     def _is_foreign(self, variable):
@@ -226,7 +239,7 @@ class LayerState:
             [backend.copied(variable.value) for variable in self._foreign],
         )
 
-    def add(self, totals, values, before, samples):
+    def add(self, totals, values, before, samples, part=None):
         """Return the totals with a micro-batch's values added.
 
         Args:
@@ -234,6 +247,7 @@ class LayerState:
             values: What `read` returned.
             before: Scalar; samples of the micro-batches before.
             samples: Scalar; samples of this one.
+            part: What of its sums counts here, 1/n if n replicas run it, or None for all.
         """
         fraction = samples / (before + samples)
         sums = []
@@ -243,7 +257,8 @@ class LayerState:
             if kind == ROWS:
                 sums.append(_with_rows(old, new, before))
             elif kind == SUM:
-                sums.append(old + new - self._decayed(place, self._begun(totals, place)))
+                gain = new - self._decayed(place, self._begun(totals, place))
+                sums.append(old + (gain if part is None else gain * ops.cast(part, gain.dtype)))
             elif is_averaged(kind, old.dtype):
                 sums.append(old + (new - old) * ops.cast(fraction, old.dtype))
             else:
@@ -293,12 +308,17 @@ class LayerState:
         """Take unclear state with as many rows as the batch has samples for theirs.
 
         Returns:
-            Whether there is any.
+            List of their places.
         """
         found = [i for i in self.unclear if tuple(self.variables[i].shape[:1]) == (samples,)]
         for place in found:
             self.kinds[place] = ROWS
-        return bool(found)
+        return found
+
+    def forget_rows(self, places):
+        """Take back what `assume_rows` returned."""
+        for place in places:
+            self.kinds[place] = None
 
     def before(self, totals):
         """Return the `StateBefore` of a batch, for replicas that make one of several totals."""

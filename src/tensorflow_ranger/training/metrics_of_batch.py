@@ -10,6 +10,8 @@ from keras import ops
 from tensorflow_ranger.backend import keras_internals, replicas
 from tensorflow_ranger.training.call_scope import CallScope
 
+_OF_BATCH = (keras.losses.dice, keras.losses.tversky)
+
 MOST_BYTES = 2**28  # of a batch's outputs that are held for a metric
 
 
@@ -60,7 +62,14 @@ class MetricsOfBatch:
         def differs(metric):
             return any(not _same(*values[id(v)], tolerance) for v in metric.variables)
 
-        found = [metric for metric in self.unclear if differs(metric)]
+        self._take([metric for metric in self.unclear if differs(metric)])
+
+    def assume_of_batch(self):
+        """Take all unclear metrics for functions of the batch: that is right for any."""
+        self._take(self.unclear)
+
+    def _take(self, found):
+        variables = self._model.metrics_variables
         self._of_batch = {id(v) for metric in found for v in metric.variables}
         in_one_step = replicas.has_several(variables) and keras.config.backend() != "torch"
         self.gathers = bool(found) and self._bytes <= MOST_BYTES and not in_one_step
@@ -142,6 +151,8 @@ def joined(outputs):
 def _adds_up(metric):
     """Return whether Keras' own code says that a metric is a sum over samples."""
     function = getattr(metric, "_fn", metric)
+    if isinstance(function, keras.losses.Loss) or function in _OF_BATCH:
+        return False
     return all(
         (thing.__module__ or "").split(".")[0] == "keras"
         for thing in (type(metric), function if callable(function) else type(function))

@@ -171,6 +171,8 @@ class MicroBatcher:
                 self._fall_back(size, error)
             else:
                 self._end_measuring(begun, size, logs)
+                if not step.is_settled:
+                    self._steps.clear()
                 return logs, state
             gc.collect()  # frees what the failed pass held, once its error is gone
 

@@ -124,7 +124,7 @@ class Passes(ForwardPasses):
         carry = {
             "seeds": seeds,
             "metrics": metrics,
-            "state": self.state.add(carry["state"], state, carry["samples"], samples),
+            "state": self.state.add(carry["state"], state, carry["samples"], samples, part),
             "samples": carry["samples"] + samples,
             "loss": carry["loss"] + logged,
             "parts": [total + part for total, part in zip(carry["parts"], parts, strict=True)],

@@ -95,7 +95,8 @@ def kind_of_state(begun, looks, fraction, tolerance, is_noisy):
     moved = max(_largest(value - begun) for value in (whole, first, second))
     rounding = tolerance * max(_largest(whole), _largest(begun)) / 16
     errors = {kind: _largest(whole - value) for kind, value in candidates.items()}
-    kind, is_certain = _closest(errors, moved + rounding / tolerance, tolerance, is_noisy)
+    scale = moved + rounding / tolerance if moved else 0.0
+    kind, is_certain = _closest(errors, scale, tolerance, is_noisy)
     adds = kind == CARRIED and errors[SUM] <= tolerance * moved + rounding
     return kind, decay if kind == SUM else 1.0, adds, is_certain
 
@@ -116,6 +117,8 @@ def _decay(begun, first, second, continued):
 
 def _closest(errors, scale, tolerance, is_noisy):
     """Return the first kind that explains the value, and whether that is certain."""
+    if scale == 0:  # zero for all, or nothing moved: that says nothing
+        return next(iter(errors)), False
     for kind, error in errors.items():
         if error <= tolerance * scale:
             return kind, True

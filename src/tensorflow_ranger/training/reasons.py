@@ -127,7 +127,7 @@ def _owners(model, variables):
         [layer for layer in layers if any(v is variable for v in layer.variables)]
         for variable in variables
     ]
-    return _once(min(found, key=lambda layer: len(layer.variables)) for found in holders)
+    return _once(min(found, key=lambda layer: len(layer.variables)) for found in holders if found)
 
 
 def _once(layers):

@@ -1,5 +1,7 @@
 """State that layers assign ends as plain Keras leaves it, whatever it is."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -250,3 +252,68 @@ def test_a_variable_that_keras_does_not_track_moves_once_per_batch():
         fit(model if size is None else ranger.microbatch(model, size), *data(36), 12)
         counted.append(float(state))
     assert counted == [36.0, 36.0]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's modules are layers on PyTorch alone")
+def test_buffers_of_a_torch_module_move_once_per_batch():
+    import torch
+
+    x, y = data(36)
+
+    def make():
+        keras.utils.set_random_seed(1)
+        module: Any = torch.nn.BatchNorm1d(6)
+        wrapped = layers.TorchModuleWrapper(module, output_shape=(None, 6))
+        model = keras.Sequential([keras.Input((6,)), wrapped, layers.Dense(2)])
+        model.compile("sgd", "mse")
+        return model, module
+
+    plain, expected = make()
+    fit(plain, x, y, 12)
+    for size in (12, 4):
+        model, module = make()
+        fit(ranger.microbatch(model, size), x, y, 12)
+        assert int(module.num_batches_tracked) == 3
+        np.testing.assert_allclose(module.running_mean, expected.running_mean, atol=1e-6)
+        if size == 12:
+            np.testing.assert_allclose(module.running_var, expected.running_var, atol=1e-6)
+    before = [buffer.clone() for buffer in module.buffers()]
+    ranger.verify(model, (x, y), 6)
+    for buffer, old in zip(module.buffers(), before, strict=True):
+        np.testing.assert_array_equal(buffer, old)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a tf.Variable")
+@pytest.mark.parametrize("settings", [{"jit_compile": False}, {"run_eagerly": True}], ids=str)
+def test_a_variable_of_tensorflow_moves_once_per_batch(settings):
+    import tensorflow as tf
+
+    class Counts(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.calls = tf.Variable(0)
+            self.samples = tf.Variable(0.0)
+
+        def call(self, x, training=False):
+            if training:
+                self.calls.assign_add(1)
+                self.samples.assign_add(tf.cast(tf.shape(x)[0], "float32"))
+            return x
+
+    x, y = data(36)
+    for size in (12, 5):
+        layer = Counts()
+        model = keras.Sequential([keras.Input((6,)), layer, layers.Dense(2)])
+        model.compile("sgd", "mse", **settings)
+        ranger.verify(model, (x, y), 5)
+        assert int(layer.calls) == 0
+        fit(ranger.microbatch(model, size), x, y, 12)
+        assert int(layer.calls) == 3
+        assert float(layer.samples) == 36.0
+
+
+def test_a_batch_of_one_sample_settles_nothing():
+    model = ranger.microbatch(model_with(State(samples)), 5)
+    model.train_on_batch(*(array[:1] for array in data(36)))
+    fit(model, *data(36), 12)
+    assert float(model.layers[0].state) == 37.0

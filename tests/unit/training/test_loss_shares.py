@@ -189,3 +189,9 @@ def test_a_softmax_over_the_batch_is_the_layer():
 
     found = ranger.verify(model_with(Over(name="over")), data(12), 4)
     assert [reason.startswith("Over 'over' looks across") for reason in found.reasons] == [True]
+
+
+def test_a_loss_that_is_zero_at_first_is_told():
+    model = ranger.microbatch(model_with(Adds(lambda x: 0.0 * ops.sum(x), name="late")), 4)
+    with pytest.warns(UserWarning, match=r"layer 'late' for a mean over samples.*was zero"):
+        fit(model, *data(12), 12)

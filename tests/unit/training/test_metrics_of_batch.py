@@ -54,8 +54,9 @@ def make(metrics, cls=keras.Sequential, **settings):
         lambda: [per_sample, "mae"],
         lambda: [Batches(), keras.metrics.R2Score()],
         lambda: [keras.metrics.MeanMetricWrapper(f1, name="wrapped")],
+        lambda: [keras.losses.dice, keras.losses.MeanSquaredError(name="loss_as_metric")],
     ],
-    ids=["functions", "per sample", "own metric", "wrapper"],
+    ids=["functions", "per sample", "own metric", "wrapper", "losses"],
 )
 def test_history_is_plain_keras(metrics):
     # 36 samples in batches of 13: the last batch is shorter, and no size divides it.

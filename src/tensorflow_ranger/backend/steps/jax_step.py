@@ -120,6 +120,11 @@ class JaxStep:
         # A compiled loop cuts arrays, and returns no outputs.
         return self._loop == "host" or self._passes.gathers or has_sparse(data)
 
+    @property
+    def is_settled(self):
+        """Whether all is known that decides what the step computes."""
+        return self._passes.is_settled
+
     def require_rows(self, samples):
         """Raise if layers keep state for another number of samples."""
         self._passes.state.require_rows(samples)

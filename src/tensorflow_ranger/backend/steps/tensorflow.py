@@ -10,7 +10,7 @@ from tensorflow_ranger.backend.steps.samples import count, cut, has_sparse, spli
 from tensorflow_ranger.backend.steps.tensorflow_workers import (
     trainer_overrides as trainer_overrides,
 )
-from tensorflow_ranger.backend.tensorflow import squared_norm
+from tensorflow_ranger.backend.tensorflow import kept, squared_norm
 
 KNOWS_MEMORY = False  # before a step has run
 
@@ -98,6 +98,8 @@ class Step:
         self._strategy: Any = strategy_of(passes.weights)
         if self._strategy is not None:
             compiled = False
+        extended = getattr(self._strategy, "extended", None)
+        self._has_several_processes = extended is not None and extended._in_multi_worker_mode()
         self._loop = loop
         self._xla = bool(compiled)
         self._runs_eagerly = compiled is None
@@ -145,6 +147,11 @@ class Step:
             )
         return self._per_size[key]
 
+    @property
+    def is_settled(self):
+        """Whether all is known that decides what the step computes."""
+        return self._passes.is_settled
+
     def require_rows(self, samples):
         """Raise if layers keep state for another number of samples."""
         self._passes.state.require_rows(samples)
@@ -183,10 +190,12 @@ class Step:
             return self._graph(lambda data: self._passes.probe(data))(some)
 
         if self._runs_eagerly:
-            prepare(cut(data, 0, size))
+            with kept(self._passes.model):
+                prepare(cut(data, 0, size))
         else:
             tf.function(prepare, autograph=False).get_concrete_function(cut(data, 0, size))
-        self._passes.examine(probe, data, size)
+        with kept(self._passes.model):
+            self._passes.examine(probe, None if self._has_several_processes else data, size)
         self._prepared = True
 
     def _run_on_device(self, data, size, rows):

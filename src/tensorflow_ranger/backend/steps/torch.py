@@ -6,6 +6,7 @@ import keras
 import torch
 import torch._functorch.config
 
+from tensorflow_ranger.backend.replicas.torch import count as replica_count
 from tensorflow_ranger.backend.replicas.torch import own_draws
 from tensorflow_ranger.backend.steps.samples import count, cut, split
 from tensorflow_ranger.backend.torch import kept
@@ -135,7 +136,9 @@ class Step:
         if not self._prepared:
             with torch.no_grad(), kept(self._passes.model):
                 self._passes.prepare(cut(data, 0, size), count(data))
-                self._passes.examine(self._passes.probe, data, size)
+                # Replicas must decide alike.
+                comparable = data if replica_count() == 1 else None
+                self._passes.examine(self._passes.probe, comparable, size)
             self._prepared = True
         if self._batch is None or self._batch.data is not data:
             self._batch = _Batch(self._passes, data, size)
@@ -149,6 +152,11 @@ class Step:
         self._batch = None
         self._unfinished = False
         return logs, None
+
+    @property
+    def is_settled(self):
+        """Whether all is known that decides what the step computes."""
+        return self._passes.is_settled
 
     def require_rows(self, samples):
         """Raise if layers keep state for another number of samples."""
