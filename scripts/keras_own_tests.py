@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 TESTS = ("trainers/trainer_test.py", "callbacks/*_test.py")
 PLAIN = 0  # the size that means: without microbatch
@@ -154,12 +155,17 @@ class Recorder:
             self.tests[report.nodeid] = (report.outcome, error)
 
     def install(self, size):
-        """Call `microbatch` after every `keras.Model.compile`."""
+        """Call `microbatch` after every `compile`.
+
+        It is wrapped in the class that defines it: loading a model does not call the `compile` of a
+        class that overrides it.
+        """
         import keras
 
         import tensorflow_ranger as ranger
 
-        plain_compile = keras.Model.compile
+        owner: Any = next(base for base in keras.Model.__mro__ if "compile" in vars(base))
+        plain_compile = owner.compile
 
         @functools.wraps(plain_compile)
         def compile_and_install(model, *args, **settings):
@@ -171,12 +177,11 @@ class Recorder:
             else:
                 self.installed += 1
 
-        keras.Model.compile = compile_and_install
+        owner.compile = compile_and_install
 
 
 def pytest_addoption(parser):
     """Add the plugin's option."""
-    parser.addoption("--outcomes")  # TEMPORARY
     parser.addoption("--microbatch", type=int, help="samples per micro-batch; 0 leaves it out")
 
 

@@ -9,7 +9,13 @@ from tensorflow_ranger import microbatch
 from tests.clients.whole_and_parts import COMPILE, TOLERANCE, assert_same_path
 from tests.models import data
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = [
+    pytest.mark.usefixtures("float64"),
+    pytest.mark.filterwarnings("ignore:currentThread:DeprecationWarning"),  # KerasTuner's oracle
+    pytest.mark.filterwarnings("ignore:getName:DeprecationWarning"),
+    # KerasTuner loads trained weights into a model whose optimizer has no state yet.
+    pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning"),
+]
 
 X, Y = data(24)
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 RANDOM = np.random.default_rng(0)
 DATA = {
     "x": RANDOM.normal(size=(SAMPLES, 32, 32, 1)),
-    "y": RANDOM.integers(0, 3, size=(SAMPLES, 32, 32)),
+    "y": np.eye(3)[RANDOM.integers(0, 3, size=(SAMPLES, 32, 32))],
     "sample_weight": RANDOM.uniform(0.5, 2, size=(SAMPLES, 32, 32)),
 }
 
@@ -26,17 +26,16 @@ def u_net():
     encoder = DenseNetBackbone(blocks=[1, 1, 1, 1], input_shape=(32, 32, 1), growth_rate=4)
     model = UNet(
         encoder=encoder,
-        encoder_depth=3,
         num_classes=3,
+        decoder_filters=(8, 8, 4, 4, 4),
         decoder_block_type="transpose",
-        decoder_filters=(8, 8, 4),
         classifier_activation="softmax",
-        head_upsample=2,
     )
     freeze_batch_normalization(model)
     model.compile(
         keras.optimizers.Adam(0.01, epsilon=1e-3),
-        loss="sparse_categorical_crossentropy",
+        # Of the sparse one, PyTorch cannot take the gradient for images with channels last.
+        loss="categorical_crossentropy",
         **COMPILE,
     )
     return model

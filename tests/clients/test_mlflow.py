@@ -8,6 +8,9 @@ from tensorflow_ranger import microbatch
 from tests.clients.whole_and_parts import TOLERANCE, assert_same_path, built, fit
 from tests.models import data, network
 
+# MLflow's tables on a newer SQLAlchemy.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
+
 X, Y = data(24)
 
 
@@ -33,7 +36,9 @@ def recorded(model):
 
 
 def test_autolog(float64, autolog):
-    whole, parts = (built(lambda: network(keras.optimizers.Adam(0.01))) for _ in range(2))
+    whole, parts = (
+        built(lambda: network(keras.optimizers.Adam(0.01, name="adam"))) for _ in range(2)
+    )
     start = whole.get_weights()
     expected_parameters, expected = recorded(whole)
     parameters, metrics = recorded(microbatch(parts, 5))

@@ -41,9 +41,9 @@ def assert_parts_equal_whole(build, data, size=3, **settings):
     expected = fit(whole, data, **settings)
     logs = fit(microbatch(parts, size), data, **settings)
     assert parts.microbatch_plan.chosen == size
+    assert_same_path(parts.get_weights(), whole.get_weights(), start)
     for name, values in expected.items():
         np.testing.assert_allclose(logs[name], values, rtol=TOLERANCE, err_msg=name)
-    assert_same_path(parts.get_weights(), whole.get_weights(), start)
 
 
 def assert_same_path(actual, expected, start):

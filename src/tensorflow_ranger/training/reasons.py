@@ -43,13 +43,15 @@ def training_reasons(model, data, whole, differences):
     return reasons
 
 
-def state_reasons(state, parts, tolerance):
+def state_reasons(state, parts, tolerance, is_explained):
     """Return which state and which numbers of a micro-batch do not add up to the batch's."""
     unknown = [
         f"{name[:1].upper()}{name[1:]} is neither a mean nor a sum over samples, but a function of "
         "the batch."
         for name in parts.trial.unknown
     ]
+    if is_explained:  # what layers draw and normalize by changes the state of others
+        return unknown
     named = " ".join(parts.trial.unknown)
     return unknown + [
         f"The state {name} ends with another value: {difference:.1e} apart."

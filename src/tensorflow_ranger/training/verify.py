@@ -143,7 +143,7 @@ def verify(model, batch, size: int):
         if found.exact:
             return found
         reasons = training_reasons(model, data, whole, differences)
-        reasons += state_reasons(state, parts, tolerance)
+        reasons += state_reasons(state, parts, tolerance, bool(reasons))
         unknown = parts.trial.unknown
         whole, parts = run_both(model, data, size, training=False)
         is_also_in_inference = is_over(differences_of(whole, parts, tolerance), tolerance)
