@@ -291,8 +291,8 @@ def test_a_variable_of_tensorflow_moves_once_per_batch(settings):
     class Counts(layers.Layer):
         def __init__(self):
             super().__init__()
-            self.calls = tf.Variable(0)
-            self.samples = tf.Variable(0.0)
+            self.calls = tf.Variable(tf.constant(0))
+            self.samples = tf.Variable(tf.constant(0.0))
 
         def call(self, x, training=False):
             if training:
