@@ -166,9 +166,8 @@ class LayerState:
         Raises:
             ValueError: It has.
         """
-        has_several = replicas.has_several(self._model.trainable_variables)
         for variable, kind in zip(self.variables, self.kinds, strict=True):
-            if kind == ROWS and has_several:
+            if kind == ROWS and replicas.has_several(self._model.trainable_variables):
                 raise ValueError(
                     f"{variable.path} keeps state for each sample, and several replicas train the "
                     "model: each has samples of its own. Train it on one."

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tensorflow_ranger.backend.replicas.tensorflow import strategy_of
+from tensorflow_ranger.backend.replicas.tensorflow import in_lockstep, strategy_of
 from tensorflow_ranger.backend.steps.samples import count, cut, has_sparse, split
 from tensorflow_ranger.backend.steps.tensorflow_workers import (
     trainer_overrides as trainer_overrides,
@@ -98,8 +98,7 @@ class Step:
         self._strategy: Any = strategy_of(passes.weights)
         if self._strategy is not None:
             compiled = False
-        extended = getattr(self._strategy, "extended", None)
-        self._has_several_processes = extended is not None and extended._in_multi_worker_mode()
+        self._has_several_processes = in_lockstep(passes.weights)
         self._loop = loop
         self._xla = bool(compiled)
         self._runs_eagerly = compiled is None
