@@ -135,7 +135,6 @@ OPTIONS = {
     "ema": {"use_ema": True, "ema_momentum": 0.9},
     "ema_overwrite": {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 2},
     "loss_scale_factor": {"loss_scale_factor": 8.0},
-    "gradient_accumulation_steps": {"gradient_accumulation_steps": 2},
     "schedule": {},
 }
 

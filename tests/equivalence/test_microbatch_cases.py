@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import os
 
 import keras
 import numpy as np
@@ -14,7 +15,7 @@ from keras.src.backend.common import dtypes  # noqa: TID251 (see `exact`)
 from tensorflow_ranger import microbatch
 from tests.equivalence.random_cases import draw
 
-DRAWS = 100  # each is tried with three sizes
+DRAWS = int(os.environ.get("RANDOM_CASES", "30"))  # each is tried with three sizes
 BACKEND = keras.config.backend()
 TOLERANCE = 1e-10
 

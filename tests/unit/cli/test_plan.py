@@ -67,7 +67,7 @@ def test_the_model_of_a_run_can_be_planned(finished, capsys):
 def test_a_memory_limit_that_nothing_fits_is_named(path, capsys):
     keras.Sequential([keras.Input((1000,)), keras.layers.Dense(1000)]).save(path)
     assert plan(path, "--memory-limit", "1MB") == 1
-    runs.assert_one_error(capsys, "memory_limit must hold one sample at a time: got 1.0 MB")
+    runs.assert_one_error(capsys, "memory_limit", "1.0 MB", runs.NOTHING_FITS)
 
 
 def test_a_file_that_is_no_model_is_named(path, capsys):

@@ -110,5 +110,5 @@ def test_a_memory_limit_that_nothing_fits_leaves_no_run(tmp_path, capsys):
     options = ("--batch-size", "8", "--epochs", "1", "--microbatch", "auto")
     place = tmp_path / "runs" / "digits"
     assert runs.train(place, *options, "--memory-limit", "1MB") == 1
-    runs.assert_one_error(capsys, "memory_limit must hold one sample at a time: got 1.0 MB")
+    runs.assert_one_error(capsys, "memory_limit", "1.0 MB", runs.NOTHING_FITS)
     assert not list(tmp_path.iterdir())
