@@ -15,7 +15,7 @@ FEW = "from tests.unit.cli import runs\nruns.use_few_digits()"
 def test_redirected_output_has_one_line_for_each_epoch(tmp_path):
     done = runs.process("train", "--epochs", 2, "--output", tmp_path / "run", before=FEW)
     assert done.returncode == 0, done.stderr
-    training, *epochs, held_out, difference = done.stdout.splitlines()
+    training, *epochs, difference, held_out = done.stdout.splitlines()
     assert training.startswith("Training: ")
     assert held_out.startswith("Held-out ")
     assert difference.startswith("The saved model has one more update")
