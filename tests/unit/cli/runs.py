@@ -17,8 +17,8 @@ from tensorflow_ranger_cli.main import main
 
 MICRO_BATCHES = 7  # in an epoch of 224 images by 32, so windows of 4 span the epochs
 MICROBATCH = ("--batch-size", "112", "--microbatch", "32")  # two batches of 3 * 32 + 16
-# The words of the error for a memory limit that is too low. JAX knows a step's memory before it runs;
-# elsewhere the process is looked at, which holds more than the smallest limit before it trains.
+# The words of the error for a memory limit that is too low. JAX knows a step's memory before it
+# runs; elsewhere the process is looked at, which holds more than the smallest limit at its start.
 NOTHING_FITS = (
     "must hold one sample at a time"
     if keras.config.backend() == "jax"
