@@ -1,10 +1,8 @@
-"""The part of `microbatch` that stays with a model: it cuts, retries, measures and remembers."""
+"""The train function that `microbatch` gives a model: it cuts a batch, retries and measures."""
 
 import contextlib
 import functools
 import gc
-import logging
-import sys
 import time
 
 import keras
@@ -13,8 +11,7 @@ from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.fused import BatchBuffer, MomentumFold
 from tensorflow_ranger.backend import replicas, steps
 from tensorflow_ranger.batch_size import noise_scale
-from tensorflow_ranger.batch_size.plan import Candidate, MicrobatchPlan, format_bytes
-from tensorflow_ranger.batch_size.search import Search
+from tensorflow_ranger.batch_size.size_policy import WHOLE, FixedSize, SearchedSize
 from tensorflow_ranger.distribution.merging import merged_gradients, require_replicas
 from tensorflow_ranger.multitask.task_buffer import TaskBuffer
 from tensorflow_ranger.multitask.tasks import tasks_of
@@ -27,16 +24,12 @@ from tensorflow_ranger.training.task_losses import (
     resolved_tasks,
 )
 
-_logger = logging.getLogger("tensorflow_ranger")
-
 _JAX_STATE = (
     "trainable_variables",
     "non_trainable_variables",
     "optimizer_variables",
     "metrics_variables",
 )
-WHOLE = sys.maxsize  # samples: each batch is one micro-batch, while it fits the memory
-GROW_AFTER = 100  # batches in a smaller size before a larger one is tried again
 
 
 class MicroBatcher:
@@ -54,17 +47,13 @@ class MicroBatcher:
     def __init__(self, model, size, *, limit, loop, accumulator, accumulator_dtype):
         self._model = model
         self._loop = loop
-        self._limit = limit
         self._accumulator = accumulator
         self._dtype = arguments.accumulator_dtype(accumulator_dtype)
         self.noise: StepStatistics | None = None
-        self._search: Search | None = None
         self.is_whole = size == WHOLE
-        self._asked = None if size == "auto" else int(size)
-        self._size: int = self._asked or 1
-        self._batches_until_growth: int | None = None
-        self._has_grown, self._patience = False, GROW_AFTER
-        self._show(_first_plan(self._asked))
+        self._is_searched = size == "auto"
+        self._sizes = SearchedSize(limit) if self._is_searched else FixedSize(size)
+        self._show_plan()
 
     @staticmethod
     def of(model):
@@ -113,7 +102,7 @@ class MicroBatcher:
             "torch": lambda: lambda data: self._run(None, data[0])[0],
         }
         require_replicas(model.variables)
-        if self._asked is None and replicas.in_lockstep(model.variables):
+        if self._is_searched and replicas.in_lockstep(model.variables):
             raise ValueError(
                 "size='auto' is measured by one process: got several, which must agree on the "
                 "size. Find it on one machine (microbatch_plan tells it), and give the integer."
@@ -151,12 +140,14 @@ class MicroBatcher:
         samples = _samples(data)
         step = self._step_for(data)
         step.require_rows(samples)
-        if self._asked is None and self._search is None:
-            self._begin_search(step, state, data, samples)
+        sizes = self._sizes
+        memory_of = functools.partial(step.memory, state, data) if steps.KNOWS_MEMORY else None
+        sizes.begin(samples, _bytes_in_use, memory_of)
+        self._show_plan()
         rows = samples if rows == "all" else rows
         while True:
-            size = min(self._size, samples)
-            begun = self._begin_measuring(samples)
+            size = min(sizes.size, samples)
+            begun = _start_clock() if sizes.is_timed(samples) else None
             try:
                 with self._merged():
                     logs, state = step.run(state, data, size, rows)
@@ -168,13 +159,18 @@ class MicroBatcher:
                         f"Out of memory with micro-batches of {size} on this process, and others "
                         "run the same size: use a smaller one."
                     ) from error
-                self._fall_back(size, error)
+                sizes.failed(size, error)
+                self._show_plan()
             else:
-                self._end_measuring(begun, size, logs)
+                sizes.succeeded(size, *_measured(begun, logs))
+                self._show_plan()
                 if not step.is_settled:
                     self._steps.clear()
                 return logs, state
             gc.collect()  # frees what the failed pass held, once its error is gone
+
+    def _show_plan(self):
+        self._model.microbatch_plan = self._sizes.plan
 
     def _step_for(self, data):
         # Which leaves are there decides what a step computes.
@@ -226,101 +222,23 @@ class MicroBatcher:
             return BatchBuffer(optimizer, variables, self._dtype)
         return MomentumFold(optimizer, variables)
 
-    def _fall_back(self, size, error):
-        if size == 1:
-            raise MemoryError(
-                f"One sample at a time does not fit the memory: {error}. "
-                "Use a smaller model, shorter samples, or a larger machine."
-            ) from error
-        _logger.warning(
-            "Out of memory with micro-batches of %d: the batch is run again with %d.",
-            size,
-            size // 2,
-        )
-        search = self._search
-        if search is not None and not search.done:
-            search.refuse(size)
-            self._take_from(search)
-            return
-        if self._has_grown:
-            self._has_grown, self._patience = False, 2 * self._patience
-        self._batches_until_growth = self._patience
-        reason = f"{size // 2} samples at a time are used: {size} ran out of memory."
-        self._resize(size // 2, reason, Candidate(size, fits=False))
 
-    def _grow(self):
-        if self._batches_until_growth is None:
-            return
-        self._batches_until_growth -= 1
-        if self._batches_until_growth == 0:
-            wanted = self._asked or (self._search and self._search.best) or self._size
-            self._has_grown = True
-            self._batches_until_growth = self._patience if 2 * self._size < wanted else None
-            size = min(2 * self._size, wanted)
-            self._resize(size, f"{size} samples at a time are tried again.", Candidate(size))
-
-    def _resize(self, size, reason, learned):
-        self._size = size
-        looked_at = (Candidate(size), *self.plan.candidates, learned)
-        known = {candidate.size: candidate for candidate in looked_at}
-        candidates = tuple(known[size] for size in sorted(known))
-        self._show(MicrobatchPlan(self.plan.batch, candidates, size, reason))
-
-    def _begin_search(self, step, state, data, samples):
-        backend.reset_peak_memory()
-        memory_of = None
-        if steps.KNOWS_MEMORY:
-            memory_of = functools.partial(step.memory, state, data)
-        held = backend.peak_memory() or 0
-        if memory_of is None and self._limit is not None and held >= self._limit:
-            raise MemoryError(
-                f"memory_limit is {format_bytes(self._limit)}, and {format_bytes(held)} are in use "
-                "before the first batch: by Python, the framework, the model and the data. Raise "
-                "it by what a step may need beside these."
-            )
-        self._search = Search(samples, self._limit, memory_of, held)
-        self._batch = samples
-        self._take_from(self._search)
-
-    def _take_from(self, search):
-        if search.size is None:
-            smallest = search.plan().candidates[0]
-            needed = "more" if smallest.memory is None else format_bytes(smallest.memory)
-            raise MemoryError(
-                f"memory_limit must hold one sample at a time: got {format_bytes(self._limit)}, "
-                f"and {smallest.size} need {needed}. Raise it, or use a smaller model."
-            )
-        self._size = search.size
-        self._show(search.plan())
-        if search.done:
-            _logger.info("%s", self.plan.reason)
-
-    def _begin_measuring(self, samples):
-        if self._search is None or self._search.done or samples != self._batch:
-            return None
-        backend.reset_peak_memory()
-        return time.perf_counter()
-
-    def _end_measuring(self, begun, size, logs):
-        search = self._search
-        if begun is None or search is None:
-            self._grow()
-            return
-        backend.wait(next(iter(keras.tree.flatten(logs))))
-        search.record(size, time.perf_counter() - begun, backend.peak_memory())
-        self._take_from(search)
-
-    def _show(self, plan):
-        self.plan = plan
-        self._model.microbatch_plan = plan
+def _bytes_in_use():
+    backend.reset_peak_memory()
+    return backend.peak_memory() or 0
 
 
-def _first_plan(asked):
-    if asked == WHOLE:
-        return MicrobatchPlan(None, (), None, "Each batch is one micro-batch.")
-    if asked is None:
-        return MicrobatchPlan(None, (), None, "Nothing has been measured yet.")
-    return MicrobatchPlan(None, (Candidate(asked),), asked, "The size was given.")
+def _start_clock():
+    backend.reset_peak_memory()
+    return time.perf_counter()
+
+
+def _measured(begun, logs):
+    """Return the seconds since `begun` and the bytes in use at most, or nothing without a clock."""
+    if begun is None:
+        return ()
+    backend.wait(next(iter(keras.tree.flatten(logs))))
+    return time.perf_counter() - begun, backend.peak_memory()
 
 
 def _samples(data):

@@ -6,9 +6,10 @@ import keras
 
 from tensorflow_ranger.backend import steps
 from tensorflow_ranger.batch_size.plan import parse_bytes
+from tensorflow_ranger.batch_size.size_policy import WHOLE
 from tensorflow_ranger.multitask.tasks import Tasks, set_tasks, tasks_of
 from tensorflow_ranger.optimizers import arguments
-from tensorflow_ranger.training.micro_batcher import WHOLE, MicroBatcher
+from tensorflow_ranger.training.micro_batcher import MicroBatcher
 from tensorflow_ranger.training.model_copies import copy_overrides
 
 LOOPS = (None, "device", "host")

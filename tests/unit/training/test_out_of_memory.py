@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from tensorflow_ranger import microbatch
-from tensorflow_ranger.training import micro_batcher
+from tensorflow_ranger.batch_size import size_policy
 from tests.models import assert_same_weights, data
 
 BATCH = 16
@@ -107,7 +107,7 @@ def test_one_sample_that_does_not_fit_is_an_error():
 
 
 def test_it_grows_back_after_a_while(monkeypatch, caplog):
-    monkeypatch.setattr(micro_batcher, "GROW_AFTER", 3)
+    monkeypatch.setattr(size_policy, "GROW_AFTER", 3)
     model = microbatch(hungry_model(), BATCH)
     model.layers[2].most = 4
     train(model, 1)
