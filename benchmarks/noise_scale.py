@@ -16,6 +16,7 @@ import keras
 import tensorflow_ranger as ranger
 from benchmarks.fused import SIZE, Row, cut
 from benchmarks.problems import BATCH, PROBLEMS
+from tensorflow_ranger.training.microbatch import install
 
 
 class MeasuredRow(Row):
@@ -33,7 +34,7 @@ class MeasuredRow(Row):
             jit_compile=keras.config.backend() == "jax",
         )
         if not streaming:
-            ranger.microbatch(self.model, SIZE, accumulator="buffer")
+            install(self.model, SIZE, may_fold=False)
         self.batches = cut(x, y, SIZE if streaming else BATCH)
         self.model.train_on_batch(*self.batches[0])
         if measured:

@@ -111,16 +111,13 @@ def test_a_run_goes_on_in_mid_window(results, alone, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_an_engine_cannot_do_is_an_error(results, engine):
-    backend = keras.config.backend()
     expected = {
-        "loop": "loop='host' is for one replica: got several" if backend != "torch" else None,
         "size": "size='auto' is measured by one process: got several",
         "rows": "A batch must give each replica of a process as many samples: got 3",
     }
     lockstep = engine in ("jax_processes", "tensorflow_workers")
     for process in results(engine):
         messages = process["refused"]
-        assert ("loop" in messages) == (backend != "torch")
         assert ("size" in messages) == lockstep
         assert ("rows" in messages) == (engine == "jax_processes")
         for name, message in messages.items():

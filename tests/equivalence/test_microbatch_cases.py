@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from keras.src.backend.common import dtypes  # noqa: TID251 (see `exact`)
 
-from tensorflow_ranger import microbatch
+from tensorflow_ranger.training.microbatch import install
 from tests.equivalence.random_cases import draw
 
 DRAWS = int(os.environ.get("RANDOM_CASES", "30"))  # each is tried with three sizes
@@ -95,7 +95,7 @@ def whole_batch(case):
 
 
 def in_micro_batches(case, size, compile_settings, loop):
-    model = microbatch(case.model(**compile_settings), size, loop=loop)
+    model = install(case.model(**compile_settings), size, loop=loop)
     history = model.fit(**case.arguments()).history
     return model.get_weights(), history
 

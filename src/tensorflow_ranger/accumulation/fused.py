@@ -60,6 +60,17 @@ class BatchBuffer:
         backend.apply(self._optimizer, gradients, self._variables)
 
 
+# Settings of Keras' SGD that make its update another function of the gradient.
+_CHANGE_THE_GRADIENT = (
+    "nesterov",
+    "clipnorm",
+    "global_clipnorm",
+    "clipvalue",
+    "loss_scale_factor",
+    "gradient_accumulation_steps",
+)
+
+
 class MomentumFold:
     """No array at all: heavy-ball SGD's momentum holds the sum.
 
@@ -67,7 +78,7 @@ class MomentumFold:
     the batch begins, subtract ``eta g_k`` as gradients come, add v to w when the batch ends.
 
     Args:
-        optimizer: A `keras.optimizers.SGD` for which `obstacle` finds nothing.
+        optimizer: A `keras.optimizers.SGD` for which `is_exact` holds.
         variables: List of the variables that are trained, which `optimizer` was built with.
     """
 
@@ -81,26 +92,27 @@ class MomentumFold:
         self.slots = tuple(places[id(momentum)] for momentum in self._momentums)
 
     @staticmethod
-    def obstacle(optimizer, variables, dtype=None):
-        """Return why the fold would not be exact, or None if it is."""
+    def is_exact(optimizer, variables, dtype=None):
+        """Return whether the momentum of `optimizer` may hold the sum.
+
+        It may for SGD with heavy-ball momentum, if Keras does nothing to the gradient before the
+        update, and the momentum is as wide as the sum is to be.
+
+        Args:
+            optimizer: Any Keras optimizer.
+            variables: List of the variables that are trained.
+            dtype: Name of the dtype of the sum, or None for `accumulator_dtype`'s choice.
+        """
         # Keras makes its SGD a class of its own on PyTorch; a user's subclass may do anything.
         is_keras = type(optimizer).__module__.startswith("keras.")
-        if not (is_keras and isinstance(optimizer, keras.optimizers.SGD)):
-            return f"the optimizer is {type(optimizer).__name__}, not SGD"
-        if not optimizer.momentum:
-            return "SGD has no momentum"
-        for name in ("nesterov", "clipnorm", "global_clipnorm", "clipvalue", "loss_scale_factor"):
-            if getattr(optimizer, name):
-                return f"SGD has {name}={getattr(optimizer, name)}"
-        if optimizer.gradient_accumulation_steps:
-            return "SGD accumulates gradients itself"
-        for variable in variables:
-            own = keras.backend.standardize_dtype(variable.dtype)
-            if own != accumulator_dtype(own, dtype) or getattr(
-                variable, "overwrite_with_gradient", False
-            ):
-                return f"the momentum of {variable.path} is {own}, too narrow for a sum"
-        return None
+        if not (is_keras and isinstance(optimizer, keras.optimizers.SGD) and optimizer.momentum):
+            return False
+        if any(getattr(optimizer, name) for name in _CHANGE_THE_GRADIENT):
+            return False
+        own = [keras.backend.standardize_dtype(variable.dtype) for variable in variables]
+        return own == [accumulator_dtype(each, dtype) for each in own] and not any(
+            getattr(variable, "overwrite_with_gradient", False) for variable in variables
+        )
 
     def open(self, index):
         """Return ``mu v`` for the variable at `index`, in v's own memory where the backend can."""

@@ -39,15 +39,18 @@ class MicroBatcher:
         model: The Keras model.
         size: Samples per micro-batch, "auto", or `WHOLE`.
         limit: Bytes that training may need, or None.
-        loop: "device", "host" or None.
-        accumulator: "buffer", "fold" or None.
         accumulator_dtype: Name of a dtype, or None.
+        loop: Where the loop runs: "device", inside one compiled step; "host", in Python; None for
+            the faster one.
+        may_fold: Whether the momentum of SGD may hold the sum where that is exact.
     """
 
-    def __init__(self, model, size, *, limit, loop, accumulator, accumulator_dtype):
+    def __init__(
+        self, model, size, *, limit=None, accumulator_dtype=None, loop=None, may_fold=True
+    ):
         self._model = model
         self._loop = loop
-        self._accumulator = accumulator
+        self._may_fold = may_fold
         self._dtype = arguments.accumulator_dtype(accumulator_dtype)
         self.noise: StepStatistics | None = None
         self.is_whole = size == WHOLE
@@ -183,44 +186,28 @@ class MicroBatcher:
             compiled = None if model.run_eagerly else bool(model.jit_compile)
             tasks = resolved_tasks(model)
             passes = Passes(model, self._make_accumulator(tasks), tasks, self.noise)
-            self._check_loop(passes)
+            self._check_metrics(passes)
             loop = "host" if passes.has_own_metrics else steps.default_loop(compiled)
             self._steps[key] = steps.make_step(passes, self._loop or loop, compiled)
         return self._steps[key]
 
-    def _check_loop(self, passes):
+    def _check_metrics(self, passes):
         on_device = replicas.has_several(passes.weights) and keras.config.backend() != "torch"
-        if self._loop == "host" and on_device:
+        if passes.has_own_metrics and on_device:
             raise ValueError(
-                "loop='host' is for one replica: got several, which meet within one compiled step. "
-                "Use loop=None."
-            )
-        if passes.has_own_metrics and (self._loop == "device" or on_device):
-            where = "several replicas" if on_device else "loop='device'"
-            raise ValueError(
-                f"{where} cannot return what {type(self._model).__name__}.compute_metrics makes of "
-                f"a micro-batch. {'Use metrics of compile.' if on_device else 'Use loop=None.'}"
+                "Several replicas cannot return what "
+                f"{type(self._model).__name__}.compute_metrics makes of a micro-batch. Use metrics "
+                "of compile."
             )
 
     def _make_accumulator(self, tasks):
         optimizer, variables = self._model.optimizer, self._model.trainable_variables
-        obstacle = MomentumFold.obstacle(optimizer, variables, self._dtype)
-        if replicas.has_several(variables):
-            obstacle = "several replicas would each hold the momentum"
-        if self.noise is not None:
-            obstacle = "NoiseScale looks at the gradient itself"
-        if tasks is not None:
-            obstacle = "the tasks' gradients are combined first"
-        if self._accumulator == "fold" and obstacle is not None:
-            raise ValueError(
-                f"accumulator='fold' is exact for SGD with momentum alone: {obstacle}. "
-                "Use accumulator=None."
-            )
         if tasks is not None:
             return TaskBuffer(optimizer, variables, tasks, self._dtype)
-        if self._accumulator == "buffer" or obstacle is not None:
-            return BatchBuffer(optimizer, variables, self._dtype)
-        return MomentumFold(optimizer, variables)
+        may_fold = self._may_fold and self.noise is None and not replicas.has_several(variables)
+        if may_fold and MomentumFold.is_exact(optimizer, variables, self._dtype):
+            return MomentumFold(optimizer, variables)
+        return BatchBuffer(optimizer, variables, self._dtype)
 
 
 def _bytes_in_use():

@@ -12,17 +12,12 @@ from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.training.micro_batcher import MicroBatcher
 from tensorflow_ranger.training.model_copies import copy_overrides
 
-LOOPS = (None, "device", "host")
-ACCUMULATORS = (None, "buffer", "fold")
-
 
 def microbatch(
     model,
     size: int | str | None,
     *,
     memory_limit: float | str | None = None,
-    loop: str | None = None,
-    accumulator: str | None = None,
     accumulator_dtype: str | None = None,
 ):
     """Train `model` on whole batches, a micro-batch of `size` samples at a time.
@@ -56,12 +51,9 @@ def microbatch(
         memory_limit: For ``size="auto"``: bytes that training may need, as a number or as text
             such as ``"4GB"``. On JAX this counts the compiled step's arguments, results and
             temporaries; elsewhere what the device or, on a CPU, the process has in use.
-        loop: Where the loop over micro-batches runs: ``"device"``, inside one compiled step;
-            ``"host"``, in Python; None for what is faster.
-        accumulator: Where the sum is held: ``"buffer"``, one array per variable; ``"fold"``, in
-            the momentum of `keras.optimizers.SGD`; None for the fold where it is exact.
-        accumulator_dtype: Name of the floating dtype of the buffer. None takes float32, or float64
-            for float64 variables.
+        accumulator_dtype: Name of the floating dtype of the sum of gradients. None takes float32,
+            or float64 for float64 variables. With SGD and momentum the sum is held in the momentum
+            itself, if that has this dtype.
 
     Returns:
         `model`. Its attribute `microbatch_plan` is a `MicrobatchPlan` that tells the size in use.
@@ -69,8 +61,7 @@ def microbatch(
     Raises:
         TypeError: `model` is not a Keras model.
         ValueError: An argument is out of range; the model overrides `train_step` or
-            `make_train_function`; the fold would not be exact. In `fit`: the optimizer accumulates
-            gradients itself.
+            `make_train_function`. In `fit`: the optimizer accumulates gradients itself.
         MemoryError: In `fit`: not even one sample fits.
 
     Example:
@@ -88,20 +79,14 @@ def microbatch(
             install_whole(model)
         return model
     check_trainable(model, "microbatch")
-    _check(size, memory_limit, loop, accumulator)
-    return _install(
-        model,
-        size,
-        limit=None if memory_limit is None else parse_bytes(memory_limit),
-        loop=loop,
-        accumulator=accumulator,
-        accumulator_dtype=accumulator_dtype,
-    )
+    _check(size, memory_limit)
+    limit = None if memory_limit is None else parse_bytes(memory_limit)
+    return install(model, size, limit=limit, accumulator_dtype=accumulator_dtype)
 
 
 def install_whole(model):
     """Let the steps of `microbatch` train whole batches of `model`, for what only they can do."""
-    return _install(model, WHOLE, limit=None, loop=None, accumulator=None, accumulator_dtype=None)
+    return install(model, WHOLE)
 
 
 def check_trainable(model, function):
@@ -140,7 +125,14 @@ def _check_model(model, function="microbatch"):
         )
 
 
-def _install(model, size, **options):
+def install(model, size, **options):
+    """Let micro-batches of `size` train `model`, whose arguments have been checked.
+
+    Args:
+        model: A Keras model.
+        size: Samples, "auto", or `WHOLE`.
+        **options: Those of `MicroBatcher`.
+    """
     batcher = MicroBatcher(model, size, **options)
     model.make_train_function = batcher.make_train_function
     vars(model).update(steps.trainer_overrides(model))
@@ -155,7 +147,7 @@ def _install(model, size, **options):
 
 def _reinstalled(size, options, tasks, model):
     set_tasks(model, None if tasks is None else Tasks(tasks.combine, tasks.members))
-    return _install(model, size, **options)
+    return install(model, size, **options)
 
 
 def _uninstall(model):
@@ -166,7 +158,7 @@ def _uninstall(model):
         model.train_function = model.test_function = None
 
 
-def _check(size, memory_limit, loop, accumulator):
+def _check(size, memory_limit):
     if size != "auto":
         arguments.count(
             "size",
@@ -178,15 +170,4 @@ def _check(size, memory_limit, loop, accumulator):
         raise ValueError(
             f"memory_limit is for size='auto': got memory_limit={memory_limit!r} and size={size}. "
             "Leave one out."
-        )
-    if loop not in LOOPS:
-        raise ValueError(f"loop must be one of {LOOPS}: got {loop!r}. None takes the faster one.")
-    if loop == "device" and keras.config.backend() == "torch":
-        raise ValueError(
-            "loop='device' needs TensorFlow or JAX: PyTorch loops in Python. Use loop=None."
-        )
-    if accumulator not in ACCUMULATORS:
-        raise ValueError(
-            f"accumulator must be one of {ACCUMULATORS}: got {accumulator!r}. None takes the fold "
-            "where it is exact, and the buffer elsewhere."
         )

@@ -35,8 +35,6 @@ class NoiseScale(keras.callbacks.Callback):
         batch_size: Integer >= 1; samples of a micro-batch, which a `RangerOptimizer` is not told:
             what `fit` is given. None counts in micro-batches there. `microbatch` knows its samples.
         memory: Integer >= 2; windows that the averages reach back.
-        progress_bar: Whether the progress bar shows the scale during the epoch. On JAX this waits
-            for every batch.
         verbose: Whether to print `advice` when `fit` ends.
 
     Attributes:
@@ -56,9 +54,7 @@ class NoiseScale(keras.callbacks.Callback):
         McCandlish et al., 2018, equations 2.8 and A.2 to A.4. https://arxiv.org/abs/1812.06162
     """
 
-    def __init__(
-        self, batch_size=None, *, memory=noise_scale.MEMORY, progress_bar=False, verbose=True
-    ):
+    def __init__(self, batch_size=None, *, memory=noise_scale.MEMORY, verbose=True):
         super().__init__()
         if batch_size is not None:
             arguments.count("batch_size", batch_size, "It is what fit is given.")
@@ -66,7 +62,6 @@ class NoiseScale(keras.callbacks.Callback):
             raise ValueError("memory must be at least 2 windows: got 1. A range needs two.")
         self._batch_size = batch_size
         self._memory = memory
-        self._progress_bar = progress_bar
         self._verbose = verbose
         self._statistics = None
         self.estimate = None
@@ -113,12 +108,6 @@ class NoiseScale(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         """Count the epoch's updates."""
         self._updates_before = self._updates()
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Show the scale in the progress bar, if asked."""
-        if self._progress_bar and logs is not None:
-            self._read()
-            logs["noise_scale"] = math.nan if self.estimate is None else self.estimate.scale
 
     def on_epoch_end(self, epoch, logs=None):
         """Add the scale to the logs."""

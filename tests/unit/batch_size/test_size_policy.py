@@ -96,7 +96,7 @@ def test_a_whole_batch_is_halved_by_what_it_held():
 
 @pytest.mark.parametrize("policy", [FixedSize(1), searched(batch=1)])
 def test_one_sample_that_fails_is_an_error(policy):
-    with pytest.raises(MemoryError, match="One sample at a time does not fit.*no memory for 8"):
+    with pytest.raises(MemoryError, match=r"One sample at a time does not fit.*no memory for 8"):
         policy.failed(1, OUT_OF_MEMORY)
 
 

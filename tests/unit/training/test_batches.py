@@ -6,6 +6,7 @@ import pytest
 from keras import layers, ops
 
 import tensorflow_ranger as ranger
+from tensorflow_ranger.training.microbatch import install
 from tests.models import assert_same_weights, data, fit
 
 BACKEND = keras.config.backend()
@@ -36,7 +37,7 @@ def test_sparse_inputs(loop):
     fit(whole, x, y, 12)
     for size in (4, 5, 12):
         parts = network(sparse=True, jit_compile=False)
-        fit(ranger.microbatch(parts, size, loop=loop), x, y, 12)
+        fit(install(parts, size, loop=loop), x, y, 12)
         assert_same_weights(parts, whole)
 
 

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 import tensorflow_ranger as ranger
+from tensorflow_ranger.training.microbatch import install
 from tests.models import assert_same_weights, data, fit, network
 from tests.references import noise_scale as reference
 
@@ -101,7 +102,7 @@ def test_history_holds_the_twins_estimates(make):
 def test_uneven_micro_batches(loop):
     if loop == "device" and keras.config.backend() == "torch":
         loop = None
-    model = ranger.microbatch(centre_model(sgd()), 7, loop=loop)
+    model = install(centre_model(sgd()), 7, loop=loop)
     history = train(model, {"batch_size": 30}, ranger.callbacks.NoiseScale(memory=50))
     assert_logged(history.history, twin(7, 3, memory=50, batch_size=30)[0])
 
@@ -223,19 +224,6 @@ def test_the_averages_go_on_in_the_next_fit():
     history = train(model, arguments, callback, epochs=2).history
     assert model.train_function is step  # nothing is compiled again
     assert_logged(history, twin(8, 3, memory=5)[0][1:])
-
-
-def test_the_progress_bar_shows_it_if_asked():
-    class Seen(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            seen.append((logs or {}).get("noise_scale"))
-
-    for asked in (False, True):
-        seen = []
-        model, arguments = fused(8)
-        callbacks = [ranger.callbacks.NoiseScale(progress_bar=asked, verbose=False), Seen()]
-        fit(model, X, np.zeros((SAMPLES, 1)), callbacks=callbacks, **arguments)
-        assert [value is not None for value in seen] == [asked] * 3
 
 
 def test_later_callbacks_see_the_scale():
