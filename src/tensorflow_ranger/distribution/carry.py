@@ -1,10 +1,11 @@
-"""What the replicas make of a batch together: totals, and the small state that passes hand on."""
+"""What the replicas make of a batch together: sums of gradients, and the state of the loop."""
 
 from typing import Any, NamedTuple
 
 from keras import ops
 
 from tensorflow_ranger.backend import replicas
+from tensorflow_ranger.backend.phases import LoopState
 
 _FAR = 0x3243F6A9  # odd, so that its multiples are all the integers, in no order
 
@@ -18,44 +19,45 @@ class StateBefore(NamedTuple):
     normalized: list[int]  #: Places of the means whose spreads are held.
 
 
-def merged(totals, carry, metrics, before):
-    """Return the totals and the carry of the whole batch.
+def merged(sums, present, state, metrics, before):
+    """Return the sums and the state of the whole batch.
 
-    Losses and totals are sums of the replicas' shares. Layers' state is the mean weighted by
-    samples; its spread is that within the replicas and that between them. A metric gains what it
-    gained on any replica, which is exact for metrics that add up, as Keras' do.
+    Losses and gradients are added up over the replicas. Layers' state is the mean weighted by
+    samples; its spread is the total variance: that within the replicas plus that between them. A
+    metric gains what it gained on any replica, which is exact for metrics that add up: Keras' do.
 
     Args:
-        totals: List of tensors.
-        carry: Dict of this replica's carry after its last micro-batch. Its "present" is
-            empty, or holds one tensor with a 1 for each total that has a gradient in it.
-        metrics: List of tensors; the values of ``carry["metrics"]`` when the batch began.
+        sums: List of tensors; the gradients' sums on this replica.
+        present: Empty list, or one tensor with a 1 for each sum that has a gradient in it.
+        state: `LoopState` of this replica after its last micro-batch.
+        metrics: List of tensors; the values of ``state.metrics`` when the batch began.
         before: `StateBefore`.
 
     Returns:
-        Tuple ``(totals, carry)``.
+        Tuple ``(sums, present, state, counted)``: of all replicas, and the samples that metrics
+        count on this one.
     """
-    samples = carry["samples"]
-    state = carry["state"]
-    gains = _differences(state.values, before.values)
+    samples = state.samples
+    layers = state.layers
+    gains = _differences(layers.values, before.values)
     moved = [gains[i] * _like(samples, gains[i]) for i in before.averaged]
     squares = [gains[i] ** 2 * _like(samples, gains[i]) for i in before.normalized]
-    gained = [] if replicas.SUMS_METRICS else _differences(carry["metrics"], metrics)
+    gained = [] if replicas.SUMS_METRICS else _differences(state.metrics, metrics)
     groups = [
-        totals,
-        [samples, carry["loss"], *carry["parts"]],
+        sums,
+        [samples, state.loss, *state.losses],
         moved,
         [gains[i] for i in before.summed],
         squares,
-        state.spreads,
+        layers.spreads,
         gained,
-        carry["noise"],
-        carry["present"],
+        state.noise,
+        present,
     ]
-    totals, (whole, loss, *parts), moved, summed, squares, spreads, gained, noise, present = (
+    sums, (whole, loss, *losses), moved, summed, squares, spreads, gained, noise, present = (
         _sum_groups(groups)
     )
-    final = list(state.values)
+    final = list(layers.values)
     for i, move in zip(before.averaged, moved, strict=True):
         final[i] = before.values[i] + move / _like(whole, move)
     for i, gain in zip(before.summed, summed, strict=True):
@@ -64,22 +66,23 @@ def merged(totals, carry, metrics, before):
         square - (final[i] - before.values[i]) ** 2 * _like(whole, square)
         for i, square in zip(before.normalized, squares, strict=True)
     ]
+    values, counted = state.metrics, samples
     if not replicas.SUMS_METRICS:
         values = [m + ops.cast(g, m.dtype) for m, g in zip(metrics, gained, strict=True)]
-        carry = carry | {"metrics": values, "counted": whole}
-    else:
-        carry = carry | {"counted": samples}
-    return totals, carry | {
-        "state": state._replace(
+        counted = whole
+    state = LoopState(
+        seeds=state.seeds,
+        metrics=values,
+        layers=layers._replace(
             values=final,
             spreads=[inside + more for inside, more in zip(spreads, between, strict=True)],
         ),
-        "samples": whole,
-        "loss": loss,
-        "parts": parts,
-        "noise": noise,
-        "present": present,
-    }
+        samples=whole,
+        loss=loss,
+        losses=losses,
+        noise=noise,
+    )
+    return sums, present, state, counted
 
 
 def own_seed(seed):

@@ -8,6 +8,7 @@ from keras import ops
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
 from tensorflow_ranger.backend import steps
+from tensorflow_ranger.backend.phases import LoopState
 from tensorflow_ranger.backend.steps.samples import count, cut, first
 from tensorflow_ranger.distribution.carry import own_seed
 from tensorflow_ranger.training.call_scope import CallScope
@@ -41,6 +42,10 @@ class ForwardPasses:
         self.metrics_of_batch = MetricsOfBatch(model)
         self.unknown = []
         self.is_settled = True
+
+    def require_rows(self, samples):
+        """Raise if layers keep state for another number of samples."""
+        self.state.require_rows(samples)
 
     @property
     def gathers(self):
@@ -94,14 +99,14 @@ class ForwardPasses:
         """Return the `Looks` at some samples, whole and in two halves. Nothing is assigned."""
         half = count(data) // 2
         first, second = cut(data, 0, half), cut(data, half, count(data) - half)
-        carry = self.carry()
-        begun = Look(carry["state"].values, [], carry["metrics"], carry["seeds"])
-        whole, y_pred = self._look(data, carry)
-        one, _ = self._look(first, carry, cut(y_pred, 0, half))
+        initial = self.initial()
+        begun = Look(initial.layers.values, [], initial.metrics, initial.seeds)
+        whole, y_pred = self._look(data, initial)
+        one, _ = self._look(first, initial, cut(y_pred, 0, half))
         rest = cut(y_pred, half, count(data) - half)
-        later = carry | {"samples": ops.cast(half, self._dtype)}
-        state = self.state.continued(carry["state"], one.state)
-        gone_on = later | {"metrics": one.metrics, "state": state}
+        later = initial._replace(samples=ops.cast(half, self._dtype))
+        layers = self.state.continued(initial.layers, one.state)
+        gone_on = later._replace(metrics=one.metrics, layers=layers)
         return Looks(
             begun,
             whole,
@@ -110,18 +115,18 @@ class ForwardPasses:
             self._look(second, gone_on, rest, carried=(CARRIED, None))[0],
         )
 
-    def _look(self, data, carry, given=None, carried=(CARRIED,)):
+    def _look(self, data, begun, given=None, carried=(CARRIED,)):
         """Return a `Look`, and the outputs with their masks.
 
         Args:
             data: Tuple ``(x, y, sample_weight)`` of some samples.
-            carry: What they begin with.
+            begun: `LoopState` that they begin with.
             given: Outputs and masks of these samples when more ran with them: losses and metrics
                 are compared at the same outputs, whatever layers draw.
             carried: Kinds of layers' state that go on from the samples before.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with self._scope(None, carry, rows_of(x), carried) as scope:
+        with self._scope(None, begun, rows_of(x), carried) as scope:
             y_pred = self.call(x)
             outputs = with_masks(y_pred)
             if given is not None and not (self.shares.is_own and self.model.losses):
@@ -129,7 +134,7 @@ class ForwardPasses:
             answers = self.shares.answers(x, y, y_pred, copies(sample_weight))
             state = self.state.read(scope)
         seeds = [scope.get_current_value(v) for v in self.seeds]
-        metrics = self.metrics_of_batch.updated(carry["metrics"], y, y_pred, copies(sample_weight))
+        metrics = self.metrics_of_batch.updated(begun.metrics, y, y_pred, copies(sample_weight))
         return Look(state, answers, metrics, seeds), outputs
 
     @property
@@ -153,18 +158,22 @@ class ForwardPasses:
             y_pred = self.call(x) if self.shares.needs_outputs else None
             return self.shares.masses(y, y_pred, sample_weight, self._dtype)
 
-    def carry(self):
-        """Return the carry that a batch begins with."""
+    def initial(self):
+        """Return the `LoopState` that a batch begins with."""
         zero = ops.zeros((), self._dtype)
-        return {
-            "seeds": [own_seed(v.value) for v in self.seeds],
-            "metrics": [v.value for v in self.metrics],
-            "state": self.state.open(),
-            "samples": zero,
-            "loss": ops.zeros((), keras.config.floatx()),
-            "parts": [ops.zeros((), loss.loss.dtype) for loss in self.shares.losses],
-            "noise": [] if self.noise is None else [zero, zero],
-        }
+        return LoopState(
+            seeds=[own_seed(v.value) for v in self.seeds],
+            metrics=[v.value for v in self.metrics],
+            layers=self.state.open(),
+            samples=zero,
+            loss=ops.zeros((), keras.config.floatx()),
+            losses=[ops.zeros((), loss.loss.dtype) for loss in self.shares.losses],
+            noise=[] if self.noise is None else [zero, zero],
+        )
+
+    def compile_call(self, compiled):
+        """Let ``compiled(call)`` call the model from now on."""
+        self.call = compiled(self.call)
 
     def call(self, x):
         """Return the model's outputs in training."""
@@ -173,25 +182,25 @@ class ForwardPasses:
         return self.model(x)
 
     @contextlib.contextmanager
-    def _scope(self, weights=None, carry=None, rows=None, carried=(CARRIED,)):
-        """Give the scope of a forward pass that begins with what `carry` says.
+    def _scope(self, weights=None, begun=None, rows=None, carried=(CARRIED,)):
+        """Give the scope of a forward pass that begins where `begun` says.
 
         Args:
             weights: Values of the trained weights, or None for their own.
-            carry: The carry of the micro-batches before, or None at the batch's beginning.
+            begun: `LoopState` after the micro-batches before, or None when the batch begins.
             rows: Samples of the micro-batch.
             carried: Kinds of layers' state that go on from the micro-batch before.
         """
-        totals, start = (None, 0) if carry is None else (carry["state"], carry["samples"])
+        layers, start = (None, 0) if begun is None else (begun.layers, begun.samples)
         pairs = steps.current_values([*self.weights, *self.model.non_trainable_variables])
         # Keras looks for a regularized weight nowhere but in the scope.
         pairs += ((w, w.value) for w in self.weights if w.regularizer is not None)
         if weights is not None:
             pairs += zip(self.weights, weights, strict=True)
-        if carry is not None:
-            pairs += zip(self.seeds, carry["seeds"], strict=True)
-            pairs += zip(self.metrics, carry["metrics"], strict=True)
-        with self.state.placed(totals, start, rows, carried) as placed:
+        if begun is not None:
+            pairs += zip(self.seeds, begun.seeds, strict=True)
+            pairs += zip(self.metrics, begun.metrics, strict=True)
+        with self.state.placed(layers, start, rows, carried) as placed:
             mapping = {id(variable): (variable, value) for variable, value in [*pairs, *placed]}
             reassigned = self.weights if backend.KEEPS_ALL_ASSIGNMENTS else ()
             with CallScope(mapping.values(), reassigned) as scope:

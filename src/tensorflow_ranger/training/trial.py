@@ -10,11 +10,12 @@ from keras import ops
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.fused import BatchBuffer
 from tensorflow_ranger.backend import steps
+from tensorflow_ranger.backend.phases import BatchTotals
 from tensorflow_ranger.backend.steps.samples import count, split
 from tensorflow_ranger.training.forward_passes import copies
 from tensorflow_ranger.training.loss_shares import LossShares
 from tensorflow_ranger.training.metrics_of_batch import masked, with_masks
-from tensorflow_ranger.training.passes import Passes, Whole
+from tensorflow_ranger.training.passes import Passes
 
 
 class Trial(Passes):
@@ -38,14 +39,14 @@ class Trial(Passes):
         if not self._is_whole:
             super().examine(run, data, size)
 
-    def finish(self, totals, carry, rows, data=None, outputs=()):
+    def finish(self, sums, state, rows, data=None, outputs=()):
         """Return the record of the batch."""
         return {
-            "totals": totals,
-            "seeds": carry["seeds"],
-            "state": self.state.final(carry["state"], carry["samples"]),
-            "loss": carry["loss"],
-            "parts": carry["parts"],
+            "totals": sums,
+            "seeds": state.seeds,
+            "state": self.state.final(state.layers, state.samples),
+            "loss": state.loss,
+            "parts": state.losses,
         }
 
     @property
@@ -93,7 +94,7 @@ class Trial(Passes):
                 for _, y, weight, y_pred, own in split(batch, size)
             ]
             masses = [sum(each) for each in zip(*measured, strict=True)]
-        whole = Whole(samples, masses, None, None)
+        whole = BatchTotals(samples, masses, None, None)
         sums = [0.0] * len(self.loss_names)
         with self._scope(rows=count(data)):
             for x, y, weight, y_pred, own in split(batch, size):

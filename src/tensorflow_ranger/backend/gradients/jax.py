@@ -2,7 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from tensorflow_ranger.backend.steps.jax_loop import fold
 
 
 def leaves(batch):
@@ -31,31 +32,17 @@ def accumulate(loss_fn, variables, batch, samples, size):
     """
     value_and_gradients = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def add(sums, start, length):
-        micro_batch = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, length), batch)
+    def add(sums, micro_batch):
         (loss, mass), gradients = value_and_gradients(variables, micro_batch)
-        scale, mass = (length, 1) if mass is None else (1, mass)
+        samples = leaves(micro_batch)[0].shape[0]
+        scale, mass = (samples, 1) if mass is None else (1, mass)
         return jax.tree.map(
             lambda total, part: total + scale * jnp.asarray(part, total.dtype),
             sums,
             (loss, mass, gradients),
         )
 
-    size = min(size, samples)
-    full, rest = divmod(samples, size)
-    sums = _zeros(variables, batch)
-    sums = lax.fori_loop(0, full, lambda k, sums: add(sums, k * size, size), sums)
-    if rest:
-        # XLA unrolls a loop that it sees to have one trip, and then gives the remainder memory
-        # beside that of the other micro-batches. The barrier hides where the loop begins.
-        start, sums = lax.optimization_barrier((full * size, sums))
-        _, sums = lax.while_loop(
-            lambda carry: carry[0] < samples,
-            lambda carry: (carry[0] + rest, add(carry[1], carry[0], rest)),
-            (start, sums),
-        )
-
-    loss, mass, gradients = sums
+    loss, mass, gradients = fold(add, _zeros(variables, batch), batch, size)
     divisor = jnp.where(mass == 0, 1, mass)
 
     def mean(total):

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from tensorflow_ranger.backend.steps.tensorflow_loop import fold
+
 
 def leaves(batch):
     """Return the arrays of the pytree `batch`, without its None leaves."""
@@ -31,36 +33,22 @@ def accumulate(loss_fn, variables, batch, samples, size):
     """
     variables = [v.value if isinstance(v, keras.Variable) else v for v in variables]
     batch = map_leaves(tf.convert_to_tensor, batch)
-    samples = _checked_samples(leaves(batch), samples)
+    _check_samples(leaves(batch), samples)
     connected = [False] * len(variables)
 
-    def add(sums, start, length):
-        micro_batch = map_leaves(lambda x: _rows(x, start, length), batch)
+    def add(sums, micro_batch):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             loss, mass = loss_fn(micro_batch)
         gradients = tape.gradient(loss, variables)
         for i, gradient in enumerate(gradients):
             connected[i] |= gradient is not None
-        scale, mass = (length, 1) if mass is None else (1, mass)
+        samples = _samples_of(leaves(micro_batch)[0])
+        scale, mass = (samples, 1) if mass is None else (1, mass)
         parts = [loss, mass, *gradients]
         return [_add(total, part, scale) for total, part in zip(sums, parts, strict=True)]
 
-    # Known numbers of samples make known shapes, which XLA and some layers need. The remainder is
-    # a loop as well: it has to wait for the other micro-batches, to use the memory they leave.
-    end = samples // size * size
-    sums = _zeros(variables)
-    for start, stop, length in ((0, end, size), (end, samples, samples - end)):
-        if isinstance(stop, int) and start == stop:
-            continue
-        _, sums = tf.while_loop(
-            lambda start, sums, stop=stop: start < stop,
-            lambda start, sums, length=length: (start + length, add(sums, start, length)),
-            (tf.convert_to_tensor(start), sums),
-            parallel_iterations=1,
-        )
-
-    loss, mass, *totals = sums
+    loss, mass, *totals = fold(add, _zeros(variables), batch, size)
     gradients = [
         tf.cast(_mean(total, mass), variable.dtype) if is_connected else None
         for total, variable, is_connected in zip(totals, variables, connected, strict=True)
@@ -68,7 +56,11 @@ def accumulate(loss_fn, variables, batch, samples, size):
     return _mean(loss, mass), gradients
 
 
-def _checked_samples(arrays, samples):
+def _samples_of(array):
+    return tf.shape(array)[0] if array.shape[0] is None else array.shape[0]
+
+
+def _check_samples(arrays, samples):
     unknown = [array for array in arrays if array.shape[0] is None]
     if samples is None:
         samples = tf.shape(arrays[0])[0]
@@ -82,13 +74,6 @@ def _checked_samples(arrays, samples):
             "The arrays of batch must have leading axes of the same size. Give each one row for "
             "each sample.",
         )
-    return samples
-
-
-def _rows(array, start, length):
-    rest = tf.shape(array)[1:]
-    begin = tf.concat([[start], tf.zeros_like(rest)], 0)
-    return tf.slice(array, begin, tf.concat([[length], rest], 0))
 
 
 def _zeros(variables):

@@ -3,6 +3,8 @@
 import keras
 import torch
 
+from tensorflow_ranger.backend.steps.torch_loop import fold
+
 
 def leaves(batch):
     """Return the arrays of the pytree `batch`, without its None leaves."""
@@ -34,13 +36,13 @@ def accumulate(loss_fn, variables, batch, samples, size):
     variables = [v.value if isinstance(v, keras.Variable) else v for v in variables]
     totals = [None] * len(variables)
     dtype = torch.float64 if any(v.dtype == torch.float64 for v in variables) else torch.float32
-    total_loss = total_mass = 0
-    for start in range(0, samples, size):
-        stop = min(start + size, samples)
-        loss, mass = _add(totals, loss_fn, variables, _rows(batch, start, stop), stop - start)
-        total_loss += loss.to(dtype)
-        total_mass += mass.to(dtype) if isinstance(mass, torch.Tensor) else mass
 
+    def add(sums, micro_batch):
+        loss, mass = _add(totals, loss_fn, variables, map_leaves(torch.as_tensor, micro_batch))
+        mass = mass.to(dtype) if isinstance(mass, torch.Tensor) else mass
+        return sums[0] + loss.to(dtype), sums[1] + mass
+
+    total_loss, total_mass = fold(add, (0, 0), batch, size)
     with torch.no_grad():
         mass = float(total_mass)
         gradients = [
@@ -52,12 +54,9 @@ def accumulate(loss_fn, variables, batch, samples, size):
         return _mean(total_loss, mass), gradients
 
 
-def _rows(batch, start, stop):
-    return map_leaves(lambda x: torch.as_tensor(x[start:stop]), batch)
-
-
-def _add(totals, loss_fn, variables, micro_batch, samples):
+def _add(totals, loss_fn, variables, micro_batch):
     """Add a micro-batch's gradients to `totals`; return its summed loss and its mass."""
+    samples = leaves(micro_batch)[0].shape[0]
     with torch.enable_grad():
         loss, mass = loss_fn(micro_batch)
     scale, mass = (samples, samples) if mass is None else (1, mass)

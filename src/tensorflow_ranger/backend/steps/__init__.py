@@ -1,7 +1,7 @@
 """Training steps that run a batch in micro-batches, one module per backend.
 
-Each module gives `make_step`, whose steps run the functions of a ``passes`` object, and the
-functions those call: `add_gradients` and `current_values`.
+Each module gives `make_step`, whose steps run the `Phases` of a batch, and the functions that
+those call: `add_gradients` and `current_values`.
 """
 
 import importlib

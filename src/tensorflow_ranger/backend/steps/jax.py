@@ -35,8 +35,8 @@ def without_optionals(data):
     return data
 
 
-def make_step(passes, loop, compiled):
+def make_step(phases, loop, compiled):
     """Return the step of one device, or that of the replicas of Keras' distribution."""
-    if replicas.has_several(passes.weights):
-        return ReplicaStep(passes)
-    return JaxStep(passes, loop, compiled)
+    if replicas.has_several(phases.weights):
+        return ReplicaStep(phases)
+    return JaxStep(phases, loop, compiled)

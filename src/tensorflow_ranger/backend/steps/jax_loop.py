@@ -1,12 +1,9 @@
 """JAX: a loop over the micro-batches of a batch inside a compiled function."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import keras
 
-from tensorflow_ranger.backend.steps.samples import count, cut, has_sparse
+from tensorflow_ranger.backend.steps.samples import cut, has_sparse
 
 
 def shapes(data, size):
@@ -20,32 +17,37 @@ def shapes(data, size):
     return keras.tree.map_structure(shape, data)
 
 
-def adding(measure, part):
-    """Return a function that adds the masses of a micro-batch, or `part` of them, to sums."""
+def fold(body, state, batch, size):
+    """Return ``state = body(state, micro_batch)`` after the last micro-batch of `batch`.
 
-    def add(sums, micro_batch):
-        return [
-            total + (mass if part is None else mass * part)
-            for total, mass in zip(sums, measure(micro_batch), strict=True)
-        ]
+    Args:
+        body: Function ``(state, micro_batch) -> state``, of pytrees of arrays whose shapes and
+            dtypes stay the same.
+        state: What the first micro-batch is given.
+        batch: Pytree of arrays with the samples along their leading axes.
+        size: Samples of a micro-batch. A remainder smaller than that comes last.
+    """
+    samples = jax.tree.leaves(batch)[0].shape[0]
+    size = min(size, samples)
+    full, rest = divmod(samples, size)
 
-    return add
-
-
-def scan(body, carry, data, size):
-    """Return ``carry = body(carry, micro_batch)`` after the last micro-batch of `data`."""
-    full, rest = divmod(count(data), size)
-
-    def step(carry, start):
-        part = jax.tree.map(
-            functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size),
-            data,
+    def at(start, length, state):
+        micro_batch = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, length), batch
         )
-        return body(carry, part), None
+        return body(state, micro_batch)
 
-    if full:
-        carry, _ = jax.lax.scan(step, carry, jnp.arange(full) * size)
-    return body(carry, cut(data, full * size, rest)) if rest else carry
+    state = jax.lax.fori_loop(0, full, lambda k, state: at(k * size, size, state), state)
+    if rest:
+        # XLA unrolls a loop that it sees to have one trip, and then gives the remainder memory
+        # beside that of the other micro-batches. The barrier hides where the loop begins.
+        start, state = jax.lax.optimization_barrier((full * size, state))
+        _, state = jax.lax.while_loop(
+            lambda place: place[0] < samples,
+            lambda place: (place[0] + rest, at(place[0], rest, place[1])),
+            (start, state),
+        )
+    return state
 
 
 def temporaries_of(lowered):

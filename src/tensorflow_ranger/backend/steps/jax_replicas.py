@@ -19,7 +19,7 @@ class Shards(NamedTuple):
 
     even: Any  #: Global arrays; each replica has as many of their rows.
     rest: Any  #: Global arrays; all replicas of a process have the same rows.
-    part: float  #: What of a row of `rest` counts on each of its replicas.
+    weight: float  #: Weight of a row of `rest`: 1 / number of replicas that compute it.
 
 
 class Mesh:
@@ -67,11 +67,11 @@ class ReplicaStep(JaxStep):
     `LayoutMap` says.
 
     Args:
-        passes: The functions of the batch.
+        phases: `Phases` of the batch.
     """
 
-    def __init__(self, passes):
-        super().__init__(passes, "device", True)
+    def __init__(self, phases):
+        super().__init__(phases, "device", True)
         feed_uneven_batches()
         self._mesh = Mesh()
         self._jitted: Any = None
@@ -114,10 +114,10 @@ class ReplicaStep(JaxStep):
             )
         return self._jitted
 
-    def _run_on_replicas(self, state, even, rest, part, size, rows):
+    def _run_on_replicas(self, state, even, rest, weight, size, rows):
         def run(state, even, rest):
             with over(self._mesh.axis):
-                halves = [(half, share) for half, share in ((even, None), (rest, part)) if half]
+                halves = [(half, each) for half, each in ((even, None), (rest, weight)) if half]
                 return self._run_parts(state, halves, size, rows)
 
         spread = PartitionSpec(self._mesh.axis)

@@ -10,7 +10,8 @@ import keras
 import numpy as np
 
 from tensorflow_ranger.backend.jax import squared_norm
-from tensorflow_ranger.backend.steps.jax_loop import adding, scan, shapes, temporaries_of
+from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases
+from tensorflow_ranger.backend.steps.jax_loop import fold, shapes, temporaries_of
 from tensorflow_ranger.backend.steps.samples import count, cut, has_sparse, split
 
 
@@ -19,31 +20,30 @@ def current_values(variables):
     return [(variable, variable.value) for variable in variables]
 
 
-def add_gradients(share, passes, totals, factor):
-    """Add the gradients of ``share(weights)`` to the totals.
+def add_gradients(share, phases, sums, factor):
+    """Add the gradients of ``share(weights)`` to the sums.
 
     Args:
         share: Function of the trainable variables' values that returns ``(loss, aux)``; with
             several losses, loss is a list of them.
-        passes: Object with `weights`, `losses`, `noise` and `accumulator`.
-        totals: The accumulator's totals: one per weight, for each loss.
+        phases: `Phases`.
+        sums: The accumulator's sums: one per weight, for each loss.
         factor: Scalar that gradients are multiplied by, or None.
 
     Returns:
-        Tuple ``(totals, aux, square)``: square is the gradient's squared norm, or None unless
-        `passes` measures noise.
+        `Added`.
     """
-    values = [weight.value for weight in passes.weights]
-    if passes.losses == 1:
+    values = [weight.value for weight in phases.weights]
+    if phases.losses == 1:
         gradients, aux = jax.grad(share, has_aux=True)(values) if values else ([], share(values)[1])
     else:
         gradients, aux = _gradients_apart(share, values)
-    square = None if passes.noise is None else squared_norm(gradients)
-    totals = [
-        passes.accumulator.add(i, total, gradient, factor)
-        for i, (total, gradient) in enumerate(zip(totals, gradients, strict=True))
+    square = squared_norm(gradients) if phases.measures_noise else None
+    sums = [
+        phases.accumulator.add(i, total, gradient, factor)
+        for i, (total, gradient) in enumerate(zip(sums, gradients, strict=True))
     ]
-    return totals, aux, square
+    return Added(sums, aux, square, [True] * len(sums))
 
 
 def _gradients_apart(share, values):
@@ -57,44 +57,44 @@ def _gradients_apart(share, values):
     return gradients, aux
 
 
-def filled(totals, empty, like):
-    """Return the totals, and an empty list: a trace knows which of them have gradients."""
-    return totals, []
+def filled(sums, empty, like):
+    """Return the sums, and an empty list: a trace knows which of them have gradients."""
+    return sums, []
 
 
 class JaxStep:
     """Runs a batch: `run` returns the logs and the next state.
 
     Args:
-        passes: The functions of the batch.
+        phases: `Phases` of the batch.
         loop: "device" for one compiled function with a `lax.scan`; "host" for one compiled
             function per micro-batch, called from Python.
         compiled: Whether to compile at all.
     """
 
-    def __init__(self, passes, loop, compiled):
-        self._passes = passes
+    def __init__(self, phases: Phases, loop, compiled):
+        self._phases = phases
         self._loop = loop
         self._prepared = False
-        model = passes.model
-        self._trainable = passes.weights
+        model = phases.model
+        self._trainable = phases.weights
         self._non_trainable = model.non_trainable_variables
         self._optimizer = model.optimizer.variables
-        self._metrics = passes.metrics
+        self._metrics = phases.metrics
         self._known = {}
         self._compiled = bool(compiled)
         self._begin: Any
         self._add: Any
         self._whole: Any
         if not compiled:
-            self._begin, self._measure, self._add = self._open, self._weigh, self._add_part
+            self._begin, self._measure, self._add = self._open, self._weigh, self._add_micro_batch
             self._finish, self._whole = self._close, self._run_on_device
             return
         self._begin = jax.jit(self._open, donate_argnums=0)
         self._measure = jax.jit(self._weigh)
-        self._add = jax.jit(self._add_part, donate_argnums=0)
+        self._add = jax.jit(self._add_micro_batch, donate_argnums=0)
         # Totals become the momentum where they live in it; elsewhere they end here.
-        donated = (0, 1, 2) if passes.accumulator.slots else (0, 1)
+        donated = (0, 1, 2) if phases.accumulator.slots else (0, 1)
         self._finish = jax.jit(self._close, donate_argnums=donated, static_argnums=5)
         self._whole = jax.jit(self._run_on_device, donate_argnums=0, static_argnums=(2, 3))
 
@@ -118,62 +118,63 @@ class JaxStep:
 
     def _is_on_host(self, data):
         # A compiled loop cuts arrays, and returns no outputs.
-        return self._loop == "host" or self._passes.gathers or has_sparse(data)
+        return self._loop == "host" or self._phases.gathers or has_sparse(data)
 
     @property
     def is_settled(self):
         """Whether all is known that decides what the step computes."""
-        return self._passes.is_settled
+        return self._phases.is_settled
 
     def require_rows(self, samples):
         """Raise if layers keep state for another number of samples."""
-        self._passes.state.require_rows(samples)
+        self._phases.require_rows(samples)
 
     def _run_on_host(self, state, data, size, rows):
         trainable, non_trainable, optimizer, metrics = state
         data = jax.tree.map(np.asarray, data) if jax.default_backend() == "cpu" else data
         micro_batches = split(data, size)
-        slots = self._passes.accumulator.slots
+        slots = self._phases.accumulator.slots
         held = [optimizer[slot] for slot in slots]
         optimizer = list(optimizer)
         for slot in slots:
             optimizer[slot] = None
-        totals, carry, factor, scale = self._begin(held, optimizer, non_trainable, metrics)
+        sums, loop_state, factor, scale = self._begin(held, optimizer, non_trainable, metrics)
         masses = None
-        if self._passes.needs_masses:
+        if self._phases.needs_masses:
             measured = [self._measure(trainable, non_trainable, m) for m in micro_batches]
             masses = jax.tree.map(lambda *values: sum(values), *measured)
-        whole = (np.asarray(count(data), carry["samples"].dtype), masses, factor, scale)
+        samples = np.asarray(count(data), loop_state.samples.dtype)
+        totals = BatchTotals(samples, masses, factor, scale)
         outputs = []
         for micro_batch in micro_batches:
-            totals, carry, output = self._add(
-                totals, carry, trainable, non_trainable, micro_batch, whole
+            sums, loop_state, output = self._add(
+                sums, loop_state, trainable, non_trainable, micro_batch, totals
             )
             outputs.append(output)
-        batch = (data, outputs) if self._passes.gathers else (None, ())
-        return self._finish(trainable, optimizer, totals, non_trainable, carry, rows, *batch)
+        batch = (data, outputs) if self._phases.gathers else (None, ())
+        return self._finish(trainable, optimizer, sums, non_trainable, loop_state, rows, *batch)
 
     def _open(self, held, optimizer, non_trainable, metrics):
         with self._scope(optimizer=self._merged(optimizer, held)):
-            totals = self._passes.open()
-            factor, scale = self._passes.begin()
+            sums = self._phases.open()
+            factor, scale = self._phases.begin()
         with self._scope(non_trainable=non_trainable, metrics=metrics):
-            return totals, self._passes.carry(), factor, scale
+            return sums, self._phases.initial(), factor, scale
 
     def _weigh(self, trainable, non_trainable, data):
         metrics = [None] * len(self._metrics)
         with self._scope(trainable, non_trainable, metrics=metrics):
-            return self._passes.measure(data)
+            return self._phases.measure(data)
 
-    def _add_part(self, totals, carry, trainable, non_trainable, data, whole):
-        with self._scope(trainable, non_trainable, metrics=carry["metrics"]):
-            return self._passes.add(totals, carry, data, self._passes.whole(*whole))
+    def _add_micro_batch(self, sums, loop_state, trainable, non_trainable, data, totals):
+        with self._scope(trainable, non_trainable, metrics=loop_state.metrics):
+            return self._phases.add(sums, loop_state, data, totals)
 
-    def _close(self, trainable, optimizer, totals, non_trainable, carry, rows, data, outputs):
-        optimizer = self._merged(optimizer, totals if self._passes.accumulator.slots else ())
-        scope = self._scope(trainable, non_trainable, optimizer, carry["metrics"])
+    def _close(self, trainable, optimizer, sums, non_trainable, loop_state, rows, data, outputs):
+        optimizer = self._merged(optimizer, sums if self._phases.accumulator.slots else ())
+        scope = self._scope(trainable, non_trainable, optimizer, loop_state.metrics)
         with scope:
-            logs = self._passes.finish(totals, carry, rows, data, outputs)
+            logs = self._phases.finish(sums, loop_state, rows, data, outputs)
         return logs, self._state(scope)
 
     def _run_on_device(self, state, data, size, rows):
@@ -184,35 +185,42 @@ class JaxStep:
 
         Args:
             state: As in `run`.
-            parts: List of ``(data, part)``: samples, and what of each of them counts here, or None
-                for all of it.
+            parts: List of ``(data, weight)``: samples, and the weight of each on this replica:
+                1/n if n replicas compute the same; None is 1.
             size: Samples per micro-batch.
             rows: As in `run`.
         """
         scope = self._scope(*state)
         with scope:
-            passes = self._passes
-            totals = passes.open()
-            factor, scale = passes.begin()
-            carry, masses = passes.carry(), None
-            if passes.needs_masses:
-                masses = [jnp.zeros((), carry["samples"].dtype) for _ in carry["parts"]]
-                for data, part in parts:
-                    masses = scan(adding(passes.measure, part), masses, data, size)
-            samples = sum(count(data) * (part or 1.0) for data, part in parts)
-            samples = jnp.asarray(samples, carry["samples"].dtype)
-            whole = passes.whole(*passes.agreed(samples, masses), factor, scale)
-            for data, part in parts:
-                totals, carry = scan(
-                    lambda state, micro_batch, part=part: passes.add(
-                        *state, micro_batch, whole, part
+            phases = self._phases
+            sums = phases.open()
+            factor, scale = phases.begin()
+            loop_state, masses = phases.initial(), None
+            if phases.needs_masses:
+                masses = [jnp.zeros((), loop_state.samples.dtype) for _ in loop_state.losses]
+                for data, weight in parts:
+                    masses = fold(functools.partial(self._add_masses, weight), masses, data, size)
+            samples = sum(count(data) * (weight or 1.0) for data, weight in parts)
+            samples = jnp.asarray(samples, loop_state.samples.dtype)
+            totals = BatchTotals(*phases.agreed(samples, masses), factor, scale)
+            for data, weight in parts:
+                sums, loop_state = fold(
+                    lambda state, micro_batch, weight=weight: phases.add(
+                        *state, micro_batch, totals, weight
                     )[:2],
-                    (totals, carry),
+                    (sums, loop_state),
                     data,
                     size,
                 )
-            logs = passes.finish(totals, carry, rows)
+            logs = phases.finish(sums, loop_state, rows)
         return logs, self._state(scope)
+
+    def _add_masses(self, weight, masses, micro_batch):
+        measured = self._phases.measure(micro_batch)
+        return [
+            total + (mass if weight is None else mass * weight)
+            for total, mass in zip(masses, measured, strict=True)
+        ]
 
     def temporaries(self, state, data, size):
         """Return the bytes XLA needs beside arguments and results, before anything runs."""
@@ -242,16 +250,16 @@ class JaxStep:
         if not self._is_on_host(data):
             return temporaries_of(self._lowered(state, data, size)), 0
         trainable, non_trainable, optimizer, metrics = state
-        held = [optimizer[slot] for slot in self._passes.accumulator.slots]
-        totals, carry, factor, scale = jax.eval_shape(
+        held = [optimizer[slot] for slot in self._phases.accumulator.slots]
+        sums, loop_state, factor, scale = jax.eval_shape(
             self._open, held, self._merged(optimizer, ()), non_trainable, metrics
         )
         first, masses = cut(data, 0, size), None
-        if self._passes.needs_masses:
+        if self._phases.needs_masses:
             masses = jax.eval_shape(self._weigh, trainable, non_trainable, first)
-        whole = (carry["samples"], masses, factor, scale)
-        lowered = self._add.lower(totals, carry, trainable, non_trainable, first, whole)
-        extra = 0 if held else sum(math.prod(t.shape) * t.dtype.itemsize for t in totals)
+        totals = BatchTotals(loop_state.samples, masses, factor, scale)
+        lowered = self._add.lower(sums, loop_state, trainable, non_trainable, first, totals)
+        extra = 0 if held else sum(math.prod(t.shape) * t.dtype.itemsize for t in sums)
         return temporaries_of(lowered), extra
 
     def _require_memory(self, state, data, size):
@@ -274,11 +282,11 @@ class JaxStep:
 
         def prepare(state, data, samples):
             with self._scope(*state):
-                self._passes.prepare(data, samples)
+                self._phases.prepare(data, samples)
 
         def probe(state, data):
             with self._scope(*state):
-                return self._passes.probe(data)
+                return self._phases.probe(data)
 
         if self._compiled:
             prepare = functools.partial(prepare, samples=count(data))
@@ -286,7 +294,7 @@ class JaxStep:
         else:
             prepare(state, cut(data, 0, size), count(data))
         run = jax.jit(probe) if self._compiled else probe
-        self._passes.examine(functools.partial(run, state), self._comparable(data), size)
+        self._phases.examine(functools.partial(run, state), self._comparable(data), size)
         self._prepared = True
 
     def _comparable(self, data):
@@ -295,7 +303,7 @@ class JaxStep:
 
     def _merged(self, optimizer, held):
         merged = list(optimizer)
-        for slot, value in zip(self._passes.accumulator.slots, held, strict=False):
+        for slot, value in zip(self._phases.accumulator.slots, held, strict=False):
             merged[slot] = value
         return merged
 

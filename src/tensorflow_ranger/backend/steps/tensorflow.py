@@ -5,8 +5,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases
 from tensorflow_ranger.backend.replicas.tensorflow import in_lockstep, strategy_of
 from tensorflow_ranger.backend.steps.samples import count, cut, has_sparse, split
+from tensorflow_ranger.backend.steps.tensorflow_loop import fold
 from tensorflow_ranger.backend.steps.tensorflow_workers import (
     trainer_overrides as trainer_overrides,
 )
@@ -34,9 +36,9 @@ def without_optionals(data):
     )
 
 
-def make_step(passes, loop, compiled):
-    """Return the step that runs `passes`."""
-    return Step(passes, loop, compiled)
+def make_step(phases, loop, compiled):
+    """Return the step that runs `phases`."""
+    return Step(phases, loop, compiled)
 
 
 def current_values(variables):
@@ -44,39 +46,36 @@ def current_values(variables):
     return []
 
 
-def add_gradients(share, passes, totals, factor):
-    """Add the gradients of ``share(None)`` to the totals.
+def add_gradients(share, phases, sums, factor):
+    """Add the gradients of ``share(None)`` to the sums.
 
     Args:
         share: Function that returns ``(loss, aux)``; with several losses, loss is a list of them.
-        passes: Object with `weights`, `losses`, `noise`, `accumulator`, and `has_gradient`, which
-            is updated.
-        totals: The accumulator's totals: one per weight, for each loss.
+        phases: `Phases`.
+        sums: The accumulator's sums: one per weight, for each loss.
         factor: Scalar that gradients are multiplied by, or None.
 
     Returns:
-        Tuple ``(totals, aux, square)``: square is the gradient's squared norm, or None unless
-        `passes` measures noise.
+        `Added`.
     """
-    weights = [weight.value for weight in passes.weights]
-    with tf.GradientTape(persistent=passes.losses > 1) as tape:
+    weights = [weight.value for weight in phases.weights]
+    with tf.GradientTape(persistent=phases.losses > 1) as tape:
         loss, aux = share(None)
     losses = tf.nest.flatten(loss)
     gradients = [gradient for each in losses for gradient in tape.gradient(each, weights)]
-    passes.has_gradient = [gradient is not None for gradient in gradients]
     square = None
-    if passes.noise is not None:
+    if phases.measures_noise:
         square = squared_norm([gradient for gradient in gradients if gradient is not None])
-    totals = [
-        total if gradient is None else passes.accumulator.add(i, total, gradient, factor)
-        for i, (total, gradient) in enumerate(zip(totals, gradients, strict=True))
+    sums = [
+        total if gradient is None else phases.accumulator.add(i, total, gradient, factor)
+        for i, (total, gradient) in enumerate(zip(sums, gradients, strict=True))
     ]
-    return totals, aux, square
+    return Added(sums, aux, square, [gradient is not None for gradient in gradients])
 
 
-def filled(totals, empty, like):
-    """Return the totals, and an empty list: a trace knows which of them have gradients."""
-    return totals, []
+def filled(sums, empty, like):
+    """Return the sums, and an empty list: a trace knows which of them have gradients."""
+    return sums, []
 
 
 class Step:
@@ -86,19 +85,19 @@ class Step:
     nothing.
 
     Args:
-        passes: The functions of the batch.
+        phases: `Phases` of the batch.
         loop: "device" for one graph with a `tf.while_loop`; "host" for one graph per micro-batch,
             called from Python.
         compiled: True for XLA, False for a graph, None to run eagerly. Replicas, which meet within
             the step, run in a graph.
     """
 
-    def __init__(self, passes, loop, compiled):
-        self._passes = passes
-        self._strategy: Any = strategy_of(passes.weights)
+    def __init__(self, phases: Phases, loop, compiled):
+        self._phases = phases
+        self._strategy: Any = strategy_of(phases.weights)
         if self._strategy is not None:
             compiled = False
-        self._has_several_processes = in_lockstep(passes.weights)
+        self._has_several_processes = in_lockstep(phases.weights)
         self._loop = loop
         self._xla = bool(compiled)
         self._runs_eagerly = compiled is None
@@ -111,9 +110,9 @@ class Step:
 
         self._graph = graph
         self._begin = graph(self._open)
-        self._measure = graph(passes.measure)
-        self._add = graph(self._add_micro_batch)
-        self._finish = graph(passes.finish)
+        self._measure = graph(phases.measure)
+        self._add = graph(phases.add)
+        self._finish = graph(phases.finish)
         self._per_size = {}
 
     def run(self, state, data, size, rows):
@@ -132,8 +131,8 @@ class Step:
             self._prepare(data, size)
         if self._strategy is not None:
             self._for_size(self._run_on_replicas, size, rows)(data)
-            return self._passes.model.get_metrics_result(), None
-        if self._loop == "host" or self._passes.gathers or has_sparse(data):
+            return self._phases.model.get_metrics_result(), None
+        if self._loop == "host" or self._phases.gathers or has_sparse(data):
             return self._run_on_host(data, size, rows), None
         return self._for_size(self._run_on_device, size, rows)(data), None
 
@@ -149,32 +148,30 @@ class Step:
     @property
     def is_settled(self):
         """Whether all is known that decides what the step computes."""
-        return self._passes.is_settled
+        return self._phases.is_settled
 
     def require_rows(self, samples):
         """Raise if layers keep state for another number of samples."""
-        self._passes.state.require_rows(samples)
+        self._phases.require_rows(samples)
 
     def _open(self):
-        return self._passes.open(), self._passes.carry(), *self._passes.begin()
-
-    def _add_micro_batch(self, totals, carry, data, whole):
-        return self._passes.add(totals, carry, data, self._passes.whole(*whole))
+        return self._phases.open(), self._phases.initial(), *self._phases.begin()
 
     def _run_on_host(self, data, size, rows):
-        totals, carry, factor, scale = self._begin()
+        sums, loop_state, factor, scale = self._begin()
         micro_batches = split(data, size)
         masses = None
-        if self._passes.needs_masses:
+        if self._phases.needs_masses:
             measured = [self._measure(micro_batch) for micro_batch in micro_batches]
             masses = tf.nest.map_structure(lambda *values: tf.add_n(values), *measured)
-        whole = (tf.cast(count(data), carry["samples"].dtype), masses, factor, scale)
+        samples = tf.cast(count(data), loop_state.samples.dtype)
+        totals = BatchTotals(samples, masses, factor, scale)
         outputs = []
         for micro_batch in micro_batches:
-            totals, carry, output = self._add(totals, carry, micro_batch, whole)
+            sums, loop_state, output = self._add(sums, loop_state, micro_batch, totals)
             outputs.append(output)
-        batch = (data, outputs) if self._passes.gathers else ()
-        return self._finish(totals, carry, rows, *batch)
+        batch = (data, outputs) if self._phases.gathers else ()
+        return self._finish(sums, loop_state, rows, *batch)
 
     def _run_on_replicas(self, data, size, rows):
         self._strategy.run(self._run_on_device, args=(data, size, rows))
@@ -183,54 +180,45 @@ class Step:
         data = keras.tree.map_structure(_local, data)
 
         def prepare(micro_batch):
-            self._passes.prepare(micro_batch, count(data))
+            self._phases.prepare(micro_batch, count(data))
 
         def probe(some):
-            return self._graph(lambda data: self._passes.probe(data))(some)
+            return self._graph(lambda data: self._phases.probe(data))(some)
 
         if self._runs_eagerly:
-            with kept(self._passes.model):
+            with kept(self._phases.model):
                 prepare(cut(data, 0, size))
         else:
             tf.function(prepare, autograph=False).get_concrete_function(cut(data, 0, size))
-        with kept(self._passes.model):
-            self._passes.examine(probe, None if self._has_several_processes else data, size)
+        with kept(self._phases.model):
+            self._phases.examine(probe, None if self._has_several_processes else data, size)
         self._prepared = True
 
     def _run_on_device(self, data, size, rows):
-        passes = self._passes
-        totals, carry, factor, scale = self._open()
+        phases = self._phases
+        sums, loop_state, factor, scale = self._open()
         masses = None
-        if passes.needs_masses:
-            zeros = [tf.zeros((), carry["samples"].dtype) for _ in carry["parts"]]
-            masses = self._loop_over(
-                lambda sums, part: tf.nest.map_structure(tf.add, sums, passes.measure(part)),
+        if phases.needs_masses:
+            zeros = [tf.zeros((), loop_state.samples.dtype) for _ in loop_state.losses]
+            masses = fold(
+                lambda masses, micro_batch: tf.nest.map_structure(
+                    tf.add, masses, phases.measure(micro_batch)
+                ),
                 zeros,
                 data,
                 size,
+                self._xla,
             )
-        samples, masses = passes.agreed(passes.count(data), masses)
-        whole = passes.whole(samples, masses, factor, scale)
-        totals, carry = self._loop_over(
-            lambda state, part: passes.add(*state, part, whole)[:2], (totals, carry), data, size
+        samples, masses = phases.agreed(phases.count(data), masses)
+        totals = BatchTotals(samples, masses, factor, scale)
+        sums, loop_state = fold(
+            lambda state, micro_batch: phases.add(*state, micro_batch, totals)[:2],
+            (sums, loop_state),
+            data,
+            size,
+            self._xla,
         )
-        return passes.finish(totals, carry, rows)
-
-    def _loop_over(self, body, carry, data, size):
-        rows = tf.shape(next(leaf for leaf in keras.tree.flatten(data) if leaf is not None))[0]
-        # XLA needs slices of one size: what remains then runs after the loop.
-        end = rows - rows % size if self._xla else rows
-
-        def step(start, carry):
-            length = size if self._xla else tf.minimum(size, rows - start)
-            return start + size, body(carry, cut(data, start, length))
-
-        _, carry = tf.while_loop(
-            lambda start, carry: start < end, step, (0, carry), parallel_iterations=1
-        )
-        if not self._xla or count(data) % size == 0:
-            return carry
-        return body(carry, cut(data, end, count(data) % size))
+        return phases.finish(sums, loop_state, rows)
 
 
 def _local(leaf):

@@ -6,9 +6,11 @@ import keras
 import torch
 import torch._functorch.config
 
+from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases
 from tensorflow_ranger.backend.replicas.torch import count as replica_count
 from tensorflow_ranger.backend.replicas.torch import own_draws
-from tensorflow_ranger.backend.steps.samples import count, cut, split
+from tensorflow_ranger.backend.steps.samples import count, cut
+from tensorflow_ranger.backend.steps.torch_loop import fold
 from tensorflow_ranger.backend.torch import kept
 
 KNOWS_MEMORY = False  # before a step has run
@@ -34,9 +36,9 @@ def without_optionals(data):
     return data
 
 
-def make_step(passes, loop, compiled):
-    """Return the step that runs `passes`."""
-    return Step(passes, loop, compiled)
+def make_step(phases, loop, compiled):
+    """Return the step that runs `phases`."""
+    return Step(phases, compiled)
 
 
 def current_values(variables):
@@ -44,41 +46,33 @@ def current_values(variables):
     return []
 
 
-def add_gradients(share, passes, totals, factor):
-    """Run ``share(None)`` backward; the hooks of `Step` add its gradients to the totals.
+def add_gradients(share, phases, sums, factor):
+    """Run ``share(None)`` backward, which adds its gradients to the sums.
 
     Args:
         share: Function that returns ``(loss, aux)``; with several losses, loss is a list of them.
-        passes: Object with `weights`, `losses` and `noise`, and what the hooks look at: `loss`,
-            the place of the loss that runs backward, and `norms`.
-        totals: The accumulator's totals, changed in place.
-        factor: Known to the hooks.
+        phases: `Phases`.
+        sums: `_Sums`, changed in place.
+        factor: Known to the sums.
 
     Returns:
-        Tuple ``(totals, aux, square)``: square is the gradient's squared norm, or None unless
-        `passes` measures noise.
+        `Added`.
     """
     loss, aux = share(None)
-    passes.norms = []
-    for passes.loss, each in enumerate(keras.tree.flatten(loss)):
-        if passes.weights and (passes.losses == 1 or each.requires_grad):
-            each.backward(retain_graph=passes.loss + 1 < passes.losses)
-    square = None
-    if passes.noise is not None:
-        square = torch.stack(passes.norms).square().sum() if passes.norms else 0.0
-    return totals, keras.tree.map_structure(_detached, aux), square
+    square = sums.run_backward(keras.tree.flatten(loss))
+    return Added(sums, keras.tree.map_structure(_detached, aux), square, [True] * len(sums.values))
 
 
-def filled(totals, empty, like):
-    """Return the totals with ``empty(index)`` for None, and in a list which of them were none.
+def filled(sums, empty, like):
+    """Return the sums with ``empty(index)`` for None, and in a list which of them were none.
 
     Args:
-        totals: List of tensors and Nones.
-        empty: Function from an index to a total.
+        sums: List of tensors and Nones.
+        empty: Function from an index to a sum.
         like: Tensor of the dtype and device of the result.
     """
-    present = like.new_tensor([float(total is not None) for total in totals])
-    return [empty(i) if total is None else total for i, total in enumerate(totals)], [present]
+    present = like.new_tensor([float(total is not None) for total in sums])
+    return [empty(i) if total is None else total for i, total in enumerate(sums)], [present]
 
 
 def _norm(gradient):
@@ -98,24 +92,23 @@ class Step:
     """Runs a batch: `run` returns the logs and None.
 
     A batch for which memory ran out goes on where it stopped when it is run again, in smaller
-    micro-batches: totals may live in the optimizer's own momentum, so what was added stays added.
+    micro-batches: sums may live in the optimizer's own momentum, so what was added stays added.
 
     Args:
-        passes: The functions of the batch.
-        loop: "host".
+        phases: `Phases` of the batch.
         compiled: Whether `torch.compile` compiles the model's forward and backward pass.
     """
 
-    def __init__(self, passes, loop, compiled):
-        self._passes = passes
+    def __init__(self, phases: Phases, compiled):
+        self._phases = phases
         self._prepared = False
         self._unfinished = False
         self._batch = None
         if compiled:
-            if passes.losses > 1:
+            if phases.losses > 1:
                 # A compiled backward pass gives up its buffers, and here it runs once per loss.
                 torch._functorch.config.donated_buffer = False
-            passes.call = torch.compile(passes.call)
+            phases.compile_call(torch.compile)
 
     def run(self, state, data, size, rows):
         """Train on the batch `data`, `size` samples at a time.
@@ -129,26 +122,28 @@ class Step:
         Returns:
             Tuple ``(logs, state)``.
         """
+        phases = self._phases
         if self._unfinished:
             # PyTorch keeps what the failed pass freed, and CUDA's libraries allocate beside it.
             torch.cuda.empty_cache()
         self._unfinished = True
         if not self._prepared:
-            with torch.no_grad(), kept(self._passes.model):
-                self._passes.prepare(cut(data, 0, size), count(data))
+            with torch.no_grad(), kept(phases.model):
+                phases.prepare(cut(data, 0, size), count(data))
                 # Replicas must decide alike.
                 comparable = data if replica_count() == 1 else None
-                self._passes.examine(self._passes.probe, comparable, size)
+                phases.examine(phases.probe, comparable, size)
             self._prepared = True
         if self._batch is None or self._batch.data is not data:
-            self._batch = _Batch(self._passes, data, size)
-        elif self._passes.noise is not None:
+            self._batch = _Batch(phases, data, size)
+        elif phases.measures_noise:
             self._batch.miss_noise()
+        batch = self._batch
         with own_draws():
-            self._batch.run(size)
-        batch = (data, self._batch.outputs) if self._passes.gathers else ()
+            batch.run(size)
+        gathered = (data, batch.outputs) if phases.gathers else ()
         with torch.no_grad():
-            logs = self._passes.finish(self._batch.totals, self._batch.carry, rows, *batch)
+            logs = phases.finish(batch.sums.values, batch.state, rows, *gathered)
         self._batch = None
         self._unfinished = False
         return logs, None
@@ -156,58 +151,92 @@ class Step:
     @property
     def is_settled(self):
         """Whether all is known that decides what the step computes."""
-        return self._passes.is_settled
+        return self._phases.is_settled
 
     def require_rows(self, samples):
         """Raise if layers keep state for another number of samples."""
-        self._passes.state.require_rows(samples)
+        self._phases.require_rows(samples)
 
 
 class _Batch:
-    """A batch on its way: what has been added to which totals."""
+    """A batch on its way: what its micro-batches have handed on so far."""
 
-    def __init__(self, passes, data, size):
-        self._passes = passes
+    def __init__(self, phases, data, size):
+        self._phases = phases
         self.data = data
-        self.totals = [None] * (len(passes.weights) * passes.losses)
         self.outputs = []
-        self._start = self._end = 0
-        # The sample up to which each weight has its gradient. Within a pass that failed some have.
-        self._ends = [0] * len(self.totals)
+        self._start = 0
         with torch.no_grad():
-            factor, scale = passes.begin()
-            self.carry = passes.carry()
+            factor, scale = phases.begin()
+            self.sums = _Sums(phases, factor)
+            self.state = phases.initial()
             masses = None
-            if passes.needs_masses:
-                measured = [passes.measure(micro_batch) for micro_batch in split(data, size)]
-                masses = [sum(values) for values in zip(*measured, strict=True)]
-            samples, masses = passes.agreed(passes.count(data), masses)
-            self._whole = passes.whole(samples, masses, factor, scale)
+            if phases.needs_masses:
+                masses = fold(self._add_masses, 0, data, size)
+            samples, masses = phases.agreed(phases.count(data), masses)
+            self._totals = BatchTotals(samples, masses, factor, scale)
+
+    def _add_masses(self, masses, micro_batch):
+        measured = self._phases.measure(micro_batch)
+        return [a + b for a, b in zip(masses, measured, strict=True)] if masses else measured
 
     def run(self, size):
         """Add the micro-batches that are left."""
-        with self._hooks():
-            while self._start < count(self.data):
-                ends = [end for end in self._ends if end > self._start]
-                self._end = min([self._start + size, count(self.data), *ends])
-                micro_batch = cut(self.data, self._start, self._end - self._start)
-                _, self.carry, output = self._passes.add(
-                    self.totals, self.carry, micro_batch, self._whole
-                )
-                self.outputs.append(output)
-                self._start = self._end
+        with self.sums.hooks():
+            fold(self._add, self.state, self.data, size, self._start, self.sums.ends)
+
+    def _add(self, state, micro_batch):
+        end = self._start + count(micro_batch)
+        self.sums.end = end
+        _, self.state, output = self._phases.add(self.sums, state, micro_batch, self._totals)
+        self.outputs.append(output)
+        self._start = end
+        return self.state
 
     def miss_noise(self):
         """Measure no noise: after a pass that failed, weights differ in their micro-batches."""
-        self.carry["noise"][0] = torch.full_like(self.carry["noise"][0], float("nan"))
+        squares, micro_batches = self.state.noise
+        squares = torch.full_like(squares, float("nan"))
+        self.state = self.state._replace(noise=[squares, micro_batches])
+
+
+class _Sums:
+    """The sums of a batch's gradients, which hooks fill during backward passes.
+
+    Args:
+        phases: `Phases` of the batch.
+        factor: Scalar that gradients are multiplied by, or None.
+    """
+
+    def __init__(self, phases, factor):
+        self._phases = phases
+        self._factor = factor
+        self.values: list[torch.Tensor | None] = [None] * (len(phases.weights) * phases.losses)
+        #: The sample that the present micro-batch ends at.
+        self.end = 0
+        #: The sample up to which each sum is complete: within a pass that failed they differ.
+        self.ends = [0] * len(self.values)
+        self._loss = 0
+        self._norms = []
+
+    def run_backward(self, losses):
+        """Add the gradients of `losses`; return their squared norm if noise is measured."""
+        phases = self._phases
+        self._norms = []
+        for self._loss, loss in enumerate(losses):
+            if phases.weights and (phases.losses == 1 or loss.requires_grad):
+                loss.backward(retain_graph=self._loss + 1 < phases.losses)
+        if not phases.measures_noise:
+            return None
+        return torch.stack(self._norms).square().sum() if self._norms else 0.0
 
     @contextlib.contextmanager
-    def _hooks(self):
-        # While open, gradients move to the totals as soon as they are found.
-        self._passes.model.zero_grad()
+    def hooks(self):
+        """While open, gradients move to the sums as soon as they are found."""
+        self._phases.model.zero_grad()
         handles = [
             weight.value.register_post_accumulate_grad_hook(self._mover(index))
-            for index, weight in enumerate(self._passes.weights)
+            for index, weight in enumerate(self._phases.weights)
         ]
         try:
             yield
@@ -216,22 +245,21 @@ class _Batch:
                 handle.remove()
 
     def _mover(self, index):
-        passes = self._passes
-        accumulator = passes.accumulator
+        phases, accumulator = self._phases, self._phases.accumulator
 
         @torch.no_grad()
         def move(parameter):
             gradient, parameter.grad = parameter.grad, None
-            place = passes.loss * len(passes.weights) + index
-            if self._ends[place] >= self._end:
+            place = self._loss * len(phases.weights) + index
+            if self.ends[place] >= self.end:
                 return
-            if passes.noise is not None:
-                passes.norms.append(_norm(gradient))
-            total, factor = self.totals[place], self._whole.factor
+            if phases.measures_noise:
+                self._norms.append(_norm(gradient))
+            total = self.values[place]
             if total is None:
-                self.totals[place] = accumulator.first(place, gradient, factor)
+                self.values[place] = accumulator.first(place, gradient, self._factor)
             else:
-                self.totals[place] = accumulator.add(place, total, gradient, factor)
-            self._ends[place] = self._end
+                self.values[place] = accumulator.add(place, total, gradient, self._factor)
+            self.ends[place] = self.end
 
         return move

@@ -1,0 +1,131 @@
+"""What a training step may ask of a batch, and what its micro-batches hand on.
+
+A step knows how its framework loops, compiles and differentiates. What is computed in between it is
+given as an object with the methods of `Phases`, of which it writes no attribute.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+
+class BatchTotals(NamedTuple):
+    """What a micro-batch must know of its batch."""
+
+    samples: Any  #: Scalar; samples in the batch.
+    masses: Any  #: One scalar per loss, or None where each loss is divided by the samples.
+    factor: Any  #: Scalar that gradients are multiplied by when they are added, or None for 1.
+    scale: Any  #: Scalar that the loss is multiplied by before its gradient, or None for 1.
+
+
+class Added(NamedTuple):
+    """What a step's `add_gradients` returns."""
+
+    sums: Any  #: The accumulator's sums with the micro-batch's gradients.
+    aux: Any  #: What the differentiated function returned beside its loss.
+    square: Any  #: Squared norm of the gradient, or None unless noise is measured.
+    has_gradient: list[bool]  #: Of each sum: whether the loss depends on the weight.
+
+
+class LoopState(NamedTuple):
+    """What a micro-batch hands to the next one, beside the sums of gradients."""
+
+    seeds: Any  #: Values of the seeds.
+    metrics: Any  #: Values of the metrics' variables.
+    layers: Any  #: State of layers: `LayerSums` of `training.layer_state`.
+    samples: Any  #: Scalar; samples so far.
+    loss: Any  #: Scalar; their part of the batch's loss.
+    losses: Any  #: One scalar per compiled loss: their parts of it.
+    noise: Any  #: Empty, or the noise scale's sum of squares and its number of micro-batches.
+
+
+class Phases(Protocol):
+    """The phases of one batch, the same on every backend.
+
+    `prepare` and `examine` come before the first batch. Of a batch, `open`, `begin` and `initial`
+    tell what it begins with, `measure` finds the masses of a micro-batch, `add` adds one
+    micro-batch, and `finish` updates the model.
+    """
+
+    @property
+    def model(self) -> Any:
+        """The Keras model."""
+
+    @property
+    def weights(self) -> Sequence[Any]:
+        """The variables that are trained."""
+
+    @property
+    def metrics(self) -> Sequence[Any]:
+        """The variables of metrics."""
+
+    @property
+    def losses(self) -> int:
+        """How many losses are differentiated."""
+
+    @property
+    def accumulator(self) -> Any:
+        """What holds the sums of gradients: see `accumulation`."""
+
+    @property
+    def measures_noise(self) -> bool:
+        """Whether `add` needs the squared norm of each micro-batch's gradient."""
+
+    @property
+    def needs_masses(self) -> bool:
+        """Whether a loss is divided by something else than its number of samples."""
+
+    @property
+    def gathers(self) -> bool:
+        """Whether `finish` needs the batch's outputs."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all is known that decides what a step computes."""
+
+    def require_rows(self, samples: int) -> None:
+        """Raise if layers keep state for another number of samples."""
+
+    def compile_call(self, compiled: Any) -> None:
+        """Let ``compiled(call)`` call the model from now on."""
+
+    def prepare(self, data: Any, samples: int | None) -> None:
+        """Learn from a micro-batch of a batch of `samples`, without training on it."""
+
+    def probe(self, data: Any) -> Any:
+        """Return what the model makes of some samples, whole and in two halves."""
+
+    def examine(self, run: Any, data: Any, size: int) -> None:
+        """Find out what `prepare` left open: `run` calls `probe`."""
+
+    def open(self) -> list[Any]:
+        """Return the sums of no gradient: one per weight, for each loss."""
+
+    def begin(self) -> tuple[Any, Any]:
+        """Return the factor and the scale of `BatchTotals`."""
+
+    def initial(self) -> LoopState:
+        """Return what the first micro-batch is handed."""
+
+    def count(self, data: Any) -> Any:
+        """Return the number of samples in `data` as a scalar."""
+
+    def measure(self, data: Any) -> Any:
+        """Return the masses of a micro-batch, one scalar per loss."""
+
+    def agreed(self, samples: Any, masses: Any) -> tuple[Any, Any]:
+        """Return the batch's samples and masses, from those of this replica's part of it."""
+
+    def add(
+        self,
+        sums: Any,
+        state: LoopState,
+        data: Any,
+        totals: BatchTotals,
+        replica_weight: float | None = None,
+    ) -> tuple[Any, LoopState, Any]:
+        """Add one micro-batch; return the sums, the state, and the outputs if `gathers`."""
+
+    def finish(
+        self, sums: Any, state: LoopState, rows: Any, data: Any = None, outputs: Any = ()
+    ) -> Any:
+        """Update the model with the batch; return the logs."""
