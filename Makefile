@@ -27,12 +27,13 @@ PIP := PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
 # The oldest Keras that the suite passes with, and that pyproject.toml asks for.
 KERAS_FLOOR := 3.12.0
 
-.PHONY: help train test test-clients test-faults floor check bench docs clean
+.PHONY: help train test test-thorough test-rest test-clients test-faults floor check bench docs clean
 
 help:
 	@echo "make train   train the founding network (ARGS='--epochs 3 --backend jax')"
 	@echo "make test    run the suite (BACKENDS='jax torch' TESTS='tests/unit -k window')"
 	@echo "make test-clients  train models of other packages whole and in micro-batches"
+	@echo "make test-thorough the suite, and what takes long: more random cases, every task, real faults"
 	@echo "make test-faults  kill processes of runs, and compare where the runs end"
 	@echo "make floor   run the suite's core with the oldest Keras that is supported"
 	@echo "make check   check format, style and types"
@@ -77,6 +78,12 @@ test: $(VENV)/.data
 	@{ command -v chromium || command -v chromium-browser; } >/dev/null || echo "No Chromium: the tests that look at" \
 		"the report in a browser are skipped. On Debian: apt-get install chromium"
 	$(BIN)/python scripts/test.py --backends "$(BACKENDS)" $(TESTS)
+
+test-thorough: test test-rest
+
+# What `make test` leaves out because it takes long.
+test-rest: $(VENV)/.data
+	$(BIN)/python scripts/test.py --backends "$(BACKENDS)" -m thorough $(TESTS)
 
 # The suite leaves this folder out unless it is named.
 test-clients: $(VENV)/.clients

@@ -50,6 +50,7 @@ def test_micro_batches_give_the_whole_batch(make):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch.compile's own modules
+@pytest.mark.thorough
 @every_optimizer
 def test_jit_compile(make):
     compiled = trained(make(), batch_size=24, epochs=1, jit_compile=True)

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_ranger as ranger
 from tests.unit.training.gradients import only_torch
 
-pytestmark = only_torch
+pytestmark = [only_torch, pytest.mark.thorough]
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = 2
 

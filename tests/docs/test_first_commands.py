@@ -7,6 +7,7 @@ import sysconfig
 from pathlib import Path
 
 import keras
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,6 +28,7 @@ def first_commands():
     return [line.replace('"tensorflow-ranger[', f'"{ROOT}[') for line in lines]
 
 
+@pytest.mark.thorough
 def test_first_commands_lead_to_a_report(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     place = {"base": str(tmp_path / "venv"), "platbase": str(tmp_path / "venv")}

@@ -35,6 +35,7 @@ def client(tmp_path_factory):
             yield client
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, client):
     notebook = client.nb = jupytext.read(path)

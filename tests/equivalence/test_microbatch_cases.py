@@ -1,11 +1,10 @@
 """Random trainings end with the same weights and history whatever the size of a micro-batch.
 
-`pytest tests/equivalence/test_microbatch_cases.py -k "[57]"` runs the case `draw(57)` alone.
+`pytest tests/equivalence/test_microbatch_cases.py -m "" -k "[57]"` runs the case `draw(57)` alone.
 """
 
 import contextlib
 import dataclasses
-import os
 
 import keras
 import numpy as np
@@ -15,7 +14,8 @@ from keras.src.backend.common import dtypes  # noqa: TID251 (see `exact`)
 from tensorflow_ranger.training.microbatch import install
 from tests.equivalence.random_cases import draw
 
-DRAWS = int(os.environ.get("RANDOM_CASES", "30"))  # each is tried with three sizes
+DRAWS = 100  # each is tried with three sizes
+IN_EVERY_SUITE = 30
 BACKEND = keras.config.backend()
 TOLERANCE = 1e-10
 
@@ -146,7 +146,13 @@ def ignored(case):
     return ()
 
 
-@pytest.mark.parametrize("seed", range(DRAWS))
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(seed, marks=[pytest.mark.thorough] if seed >= IN_EVERY_SUITE else [])
+        for seed in range(DRAWS)
+    ],
+)
 def test_a_random_training(seed, exact, record_property):
     case = comparable(draw(seed))
     with told(f"plain fit of draw({seed}) = {case}"):

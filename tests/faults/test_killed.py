@@ -22,7 +22,7 @@ _random = random.Random(0)
 MOMENTS = [
     (_random.randrange(1, MICRO_BATCHES), round(_random.uniform(0, 0.05), 4)) for _ in range(20)
 ]
-IN_EVERY_SUITE = 3
+IN_EVERY_SUITE = 1
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def forked():
 @pytest.mark.parametrize(
     "moment",
     [
-        pytest.param(moment, marks=[pytest.mark.faults] if i >= IN_EVERY_SUITE else [])
+        pytest.param(moment, marks=[pytest.mark.thorough] if i >= IN_EVERY_SUITE else [])
         for i, moment in enumerate(MOMENTS)
     ],
     ids=lambda moment: f"{moment[0]}+{moment[1]}s",
@@ -67,7 +67,7 @@ def test_the_only_process(moment, forked, undisturbed, tmp_path):
     runs.assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [(), runs.MICROBATCH], ids=["window", "microbatch"])
 def test_one_of_two_processes(options, tmp_path):
     # In the second epoch; in the middle of a window, where there are any.

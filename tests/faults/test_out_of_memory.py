@@ -39,6 +39,7 @@ def train_until_out_of_memory(bytes_needed, optimizer):
     raise AssertionError(f"{bytes_needed} bytes of address space were never needed.")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", ["buffer", "fold"])
 def test_a_limited_process_ends_with_the_weights_of_an_unlimited_one(optimizer):
     done = run(0, optimizer)
