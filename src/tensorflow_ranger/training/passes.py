@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from tensorflow_ranger import backend
-from tensorflow_ranger.backend import replicas, steps
+from tensorflow_ranger.backend import keras_internals, replicas, steps
 from tensorflow_ranger.batch_size import noise_scale
 from tensorflow_ranger.distribution.carry import merged, next_seed
 from tensorflow_ranger.training.forward_passes import ForwardPasses, rows_of
@@ -166,7 +166,7 @@ class Passes(ForwardPasses):
         return self.model.get_metrics_result()
 
     def _track(self, loss, parts, samples, rows):
-        self.model._loss_tracker.update_state(loss, sample_weight=samples)
+        keras_internals.track_loss(self.model, loss, samples)
         self.shares.track(parts, rows)
 
     def _over_replicas(self, totals, carry):

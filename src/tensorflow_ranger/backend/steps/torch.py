@@ -1,10 +1,11 @@
 """PyTorch: a loop in Python; gradients are added as the backward pass finds them."""
 
 import contextlib
+import functools
 
 import keras
 import torch
-import torch._functorch.config
+from torch._functorch import config as functorch
 
 from tensorflow_ranger.backend.replicas.torch import count as replica_count
 from tensorflow_ranger.backend.replicas.torch import own_draws
@@ -111,10 +112,12 @@ class Step:
         self._prepared = False
         self._unfinished = False
         self._batch = None
+        self._context = contextlib.nullcontext
         if compiled:
             if passes.losses > 1:
                 # A compiled backward pass gives up its buffers, and here it runs once per loss.
-                torch._functorch.config.donated_buffer = False
+                # What is compiled and what it checks when it runs both depend on this.
+                self._context = functools.partial(functorch.patch, donated_buffer=False)
             passes.call = torch.compile(passes.call)
 
     def run(self, state, data, size, rows):
@@ -144,7 +147,7 @@ class Step:
             self._batch = _Batch(self._passes, data, size)
         elif self._passes.noise is not None:
             self._batch.miss_noise()
-        with own_draws():
+        with own_draws(), self._context():
             self._batch.run(size)
         batch = (data, self._batch.outputs) if self._passes.gathers else ()
         with torch.no_grad():
