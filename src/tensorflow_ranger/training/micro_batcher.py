@@ -17,8 +17,8 @@ from tensorflow_ranger.batch_size.plan import Candidate, MicrobatchPlan, format_
 from tensorflow_ranger.batch_size.search import Search
 from tensorflow_ranger.distribution.merging import merged_gradients, require_replicas
 from tensorflow_ranger.multitask.task_buffer import TaskBuffer
-from tensorflow_ranger.multitask.tasks import tasks_of
 from tensorflow_ranger.optimizers import arguments
+from tensorflow_ranger.training.model_state import attached, tasks_of
 from tensorflow_ranger.training.passes import Passes
 from tensorflow_ranger.training.step_statistics import StepStatistics
 from tensorflow_ranger.training.task_losses import (
@@ -63,8 +63,9 @@ class MicroBatcher:
     @staticmethod
     def of(model):
         """Return the `MicroBatcher` that trains `model`, or None."""
-        batcher = getattr(vars(model).get("make_train_function"), "__self__", None)
-        return batcher if isinstance(batcher, MicroBatcher) else None
+        batcher = attached(model, "micro_batcher")
+        makes = vars(model).get("make_train_function")  # which a user may have replaced since
+        return batcher if batcher is not None and makes == batcher.make_train_function else None
 
     def measure_noise(self, memory):
         """Let steps made from now on write the noise scale's averages to `noise`.

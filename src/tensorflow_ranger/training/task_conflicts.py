@@ -6,7 +6,7 @@ import keras
 
 from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.multitask import conflicts
-from tensorflow_ranger.multitask.tasks import tasks_of
+from tensorflow_ranger.training.model_state import tasks_of
 from tensorflow_ranger.training.task_losses import resolved_tasks
 
 
