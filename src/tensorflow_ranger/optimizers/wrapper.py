@@ -22,7 +22,7 @@ def _delegated(name):
     return property(read, write, doc=f"`{name}` of the inner optimizer.")
 
 
-class OptimizerWrapper(keras_internals.ShowsInnerAverages, keras.optimizers.Optimizer):
+class OptimizerWrapper(keras_internals.ShowsInnerAverages):
     """Keeps what counts updates in the inner optimizer, and shows it as its own.
 
     Args:

@@ -1,6 +1,7 @@
 """What Keras' optimizers do not export. Read in Keras 3.12 to 3.15."""
 
 import contextlib
+from typing import Any
 
 import keras
 
@@ -113,16 +114,18 @@ class JointUpdate(keras.optimizers.Optimizer):
             grads = [gradient for gradient, _ in self._all_reduce_sum_gradients(pairs)]
         self._update_jointly(grads, trainable_variables, learning_rate)
 
-    def _update_jointly(self, gradients, variables, learning_rate):
+    def _update_jointly(self, grads, trainable_variables, learning_rate):
         raise NotImplementedError
 
 
-class ShowsInnerAverages:
+class ShowsInnerAverages(keras.optimizers.Optimizer):
     """A wrapper of an optimizer, in which Keras finds the moving averages of the inner one.
 
     `SwapEMAWeights` looks for ``_model_variables_moving_average`` through no more than one
     wrapper, a `LossScaleOptimizer`.
     """
+
+    inner_optimizer: Any
 
     @property
     def _model_variables_moving_average(self):

@@ -71,15 +71,15 @@ def test_hand_on_uneven_batches_converts_those_and_shards_the_others():
     try:
         model = Looks([keras.Input((2,)), keras.layers.Dense(1)])
         model.compile("sgd", "mse", jit_compile=False)
-        attribute = keras_internals.before_build(
-            model,
-            lambda iterator: keras_internals.hand_on_uneven_batches(
+
+        def hand_on(iterator):
+            keras_internals.hand_on_uneven_batches(
                 iterator,
                 lambda data: data[0].shape[0] == 4,
                 lambda data: keras.tree.map_structure(lambda leaf: np.asarray(leaf) * 10, data),
-            ),
-        )
-        vars(model).update(attribute)
+            )
+
+        model.__dict__.update(keras_internals.before_build(model, hand_on))
         model.fit(X, Y, batch_size=4, shuffle=False, verbose=0)
         assert [leaf.shape for leaf in given] == [(4, 2), (2, 2)]
         assert given[0].sharding.spec[0] == "batch"

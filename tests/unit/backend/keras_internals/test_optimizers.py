@@ -113,18 +113,19 @@ def test_skip_reduction_leaves_out_the_sum_over_replicas():
     np.testing.assert_array_equal(weights[1].numpy(), [0, 0])
     optimizer.apply(ones(), weights)
     assert seen == [[2, 2]]
-    kept = vars(optimizer)["_all_reduce_sum_gradients"] = lambda grads_and_vars: grads_and_vars
+    optimizer._all_reduce_sum_gradients = kept = lambda grads_and_vars: grads_and_vars
     with keras_internals.skip_reduction(optimizer):
         pass
-    assert vars(optimizer)["_all_reduce_sum_gradients"] is kept
+    assert optimizer._all_reduce_sum_gradients is kept
 
 
 def test_joint_update_gets_all_variables_in_one_call():
     calls = []
 
     class Joint(keras_internals.JointUpdate):
-        def _update_jointly(self, gradients, given, rate):
-            calls.append(([tuple(g.shape) for g in gradients], [*map(id, given)], float(rate)))
+        def _update_jointly(self, grads, trainable_variables, learning_rate):
+            places = [*map(id, trainable_variables)]
+            calls.append(([tuple(g.shape) for g in grads], places, float(learning_rate)))
 
     optimizer = Joint(0.5)
     optimizer.build(weights := variables())
@@ -138,6 +139,7 @@ def test_joint_update_gets_all_variables_in_one_call():
 def test_shows_inner_averages_where_swapping_callbacks_look():
     class Wrapper(keras_internals.ShowsInnerAverages):
         def __init__(self, inner):
+            super().__init__(learning_rate=0.0, name="wrapper")
             self.inner_optimizer = inner
 
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
