@@ -1,6 +1,9 @@
 """Imports point down the list of rooms, and the frameworks stand behind one door."""
 
 import ast
+import importlib
+import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -24,8 +27,8 @@ ROOMS = [
     {"backend"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
-# The only file that may know what Keras does not export.
-INTERNALS = Path("backend/keras_internals.py")
+# The only folder that may know what Keras does not export.
+INTERNALS = Path("backend/keras_internals")
 FRAMEWORKS = {"tensorflow", "jax", "jaxlib", "torch"}
 
 
@@ -70,7 +73,7 @@ def violations(path, source):
             found.append(f"{where} is a relative import")
         elif top in FRAMEWORKS and room != "backend":
             found.append(f"{where} is a framework outside backend/")
-        elif f"{module}.".startswith("keras.src.") and path != INTERNALS:
+        elif f"{module}.".startswith("keras.src.") and INTERNALS not in path.parents:
             found.append(f"{where} is private to Keras")
         elif top == COMMAND and room != "__main__":
             found.append(f"{where} is the command, which imports the library")
@@ -83,6 +86,102 @@ def violations(path, source):
             elif target != room and FLOOR[target] <= FLOOR[room] and not public:
                 found.append(f"{where} points up, or to a neighbour")
     return found
+
+
+def private_strings(source):
+    """Return the strings in `source` that are private names: ruff's SLF sees attributes alone."""
+    return [
+        f"{node.lineno}: {node.value!r}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"_[A-Za-z]\w*", node.value)
+    ] + [
+        f"{node.lineno}: {node.value.id}.{node.attr}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and (node.value.id, node.attr) == ("sys", "modules")
+    ]
+
+
+def private_names(cls):
+    """Return the private attributes that the source of `cls` reads, assigns or defines."""
+    names = re.findall(
+        r"\b(?:self|cls|super\(\))\.(_[a-z]\w*)|\bdef (_[a-z]\w*)|^    (_[a-z]\w*) = ",
+        inspect.getsource(cls),
+        re.MULTILINE,
+    )
+    return {name for each in names for name in each if name}
+
+
+def shared_with_keras(cls):
+    """Return the private names of `cls` that Keras' classes below it have, too."""
+    below = [each for each in cls.__mro__ if each.__module__.startswith("keras.")]
+    return private_names(cls) & set().union(*map(private_names, below))
+
+
+def library_files():
+    """Return the library's files outside the door to Keras, with their paths in the package."""
+    files = [(file.relative_to(SOURCE), file) for file in sorted(SOURCE.rglob("*.py"))]
+    return [(path, file) for path, file in files if INTERNALS not in path.parents]
+
+
+def test_no_string_is_a_private_name():
+    found = [
+        f"{path}:{each}"
+        for path, file in library_files()
+        # The first asks what is imported already; the other is an application.
+        if path != Path("__init__.py") and path.parts[0] != "cli"
+        for each in private_strings(file.read_text(encoding="utf-8"))
+        if not (path.stem == "fan_in_by_call" and "_shape" in each)  # the end of an argument's name
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'getattr(model, "_metrics")',
+        'vars(optimizer).get("_all_reduce_sum_gradients")',
+        'layer.__dict__["_losses"] = []',
+        "import sys\nvars(sys.modules[trainer.__module__])",
+        'return {"_symbolic_build": build}',
+    ],
+)
+def test_a_private_name_in_a_string_is_found(source):
+    if source.startswith("return"):
+        source = f"def f():\n    {source}"
+    assert len(private_strings(source)) == 1
+
+
+def test_no_class_shares_a_private_name_with_the_keras_class_below_it():
+    found = {}
+    for path, _ in library_files():
+        # Another framework's twins, and scripts that run when they are imported.
+        if path.parts[0] in ("backend", "__main__.py", "cli"):
+            continue
+        module = importlib.import_module(
+            ".".join((PACKAGE, *path.with_suffix("").parts)).removesuffix(".__init__")
+        )
+        for cls in vars(module).values():
+            if inspect.isclass(cls) and cls.__module__ == module.__name__:
+                found[cls.__qualname__] = shared_with_keras(cls)
+    assert "RangerOptimizer" in found
+    assert {name: shared for name, shared in found.items() if shared} == {}
+
+
+def test_a_shared_private_name_is_found():
+    import keras
+
+    class Counts(keras.optimizers.SGD):
+        def build(self, variables):
+            self._own = self._iterations
+
+        def _backend_update_step(self, grads, trainable_variables, learning_rate):
+            pass
+
+    assert shared_with_keras(Counts) == {"_iterations", "_backend_update_step"}
 
 
 def test_imports_point_down():
@@ -144,7 +243,7 @@ def test_a_wrong_import_is_found(path, source, complaint):
         ("optimizers/radam.py", "from tensorflow_ranger import backend"),
         ("backend/jax.py", "import jax\nimport jaxlib"),
         ("rules/radam.py", "from keras import ops, tree"),
-        ("backend/keras_internals.py", "from keras.src import backend"),
+        ("backend/keras_internals/models.py", "from keras.src import backend"),
     ],
 )
 def test_a_right_import_is_not(path, source):

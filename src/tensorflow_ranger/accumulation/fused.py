@@ -4,13 +4,12 @@ The gradients that come here are already parts of the batch's gradient, ``dS_k/d
 have to be added. Totals are plain tensors, so that a compiled step may keep them where it likes.
 """
 
-import contextlib
-
 import keras
 from keras import ops
 
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
+from tensorflow_ranger.backend import keras_internals
 
 
 class BatchBuffer:
@@ -87,7 +86,8 @@ class MomentumFold:
         self._variables = variables
         places = {id(variable): i for i, variable in enumerate(optimizer.variables)}
         self._momentums = [
-            optimizer.momentums[optimizer._get_variable_index(variable)] for variable in variables
+            optimizer.momentums[keras_internals.index_of(optimizer, variable)]
+            for variable in variables
         ]
         self.slots = tuple(places[id(momentum)] for momentum in self._momentums)
 
@@ -132,21 +132,13 @@ class MomentumFold:
 
     def close(self, totals):
         """Make the totals the momentum, and add it to the variables; a total may be None."""
-        with self._update_step():
-            self._optimizer.apply(list(totals), self._variables)
-
-    @contextlib.contextmanager
-    def _update_step(self):
         # Decay, moving averages, constraints and the count of updates stay Keras' own: only the
         # step in their middle, which knows a gradient and not a finished momentum, is ours.
-        def update(totals, variables, learning_rate):
-            for total, variable in zip(totals, variables, strict=True):
-                momentum = self._optimizer.momentums[self._optimizer._get_variable_index(variable)]
-                momentum.assign(total)
-                backend.add_scaled([variable], [total], 1.0, True)
+        with keras_internals.update_step_replaced(self._optimizer, self._take_momentum):
+            self._optimizer.apply(list(totals), self._variables)
 
-        self._optimizer._backend_update_step = update
-        try:
-            yield
-        finally:
-            del self._optimizer._backend_update_step
+    def _take_momentum(self, totals, variables, learning_rate):
+        for total, variable in zip(totals, variables, strict=True):
+            place = keras_internals.index_of(self._optimizer, variable)
+            self._optimizer.momentums[place].assign(total)
+            backend.add_scaled([variable], [total], 1.0, True)

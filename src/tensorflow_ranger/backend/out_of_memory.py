@@ -2,6 +2,7 @@
 
 import re
 
+from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.backend.frameworks import framework_of
 
 _OUT_OF_MEMORY = re.compile(
@@ -57,7 +58,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
         if _says_so(error):
             return True
         seen.append(error)
-        error = error.__cause__ or _wrapped_by_keras(error)
+        error = error.__cause__ or keras_internals.wrapped_error(error)
     return False
 
 
@@ -76,11 +77,3 @@ def _says_so(error):
         return text.startswith("RESOURCE_EXHAUSTED: ")
     speaks = isinstance(error, RuntimeError) or framework == "tensorflow"
     return speaks and _OUT_OF_MEMORY.search(text) is not None
-
-
-def _wrapped_by_keras(error):
-    """Return what Keras caught in a layer's call and raised again with the call's arguments.
-
-    Any other error's context may be one that was handled long before.
-    """
-    return error.__context__ if hasattr(error, "_keras_call_info_injected") else None

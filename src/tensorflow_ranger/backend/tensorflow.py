@@ -5,7 +5,7 @@ import contextlib
 import keras
 import tensorflow as tf
 
-from tensorflow_ranger.backend import process
+from tensorflow_ranger.backend import keras_internals, process
 from tensorflow_ranger.backend.each import blend as blend
 from tensorflow_ranger.backend.each import blend_squares as blend_squares
 from tensorflow_ranger.backend.each import descend as descend
@@ -175,11 +175,11 @@ def foreign_state(model):
     They are the `tf.Variable` objects that layers hold as attributes, and the variables of a
     reloaded SavedModel, whose own functions assign them.
     """
-    if model._distribute_strategy is not None:
+    if keras_internals.strategy_of(model) is not None:
         return []
     held = {id(v.value) for v in model.variables}
     found = []
-    for layer in model._flatten_layers():
+    for layer in keras_internals.layers_of(model):
         if isinstance(layer, keras.layers.TFSMLayer):
             found += layer.non_trainable_variables
             continue

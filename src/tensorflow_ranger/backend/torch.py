@@ -5,9 +5,12 @@ import contextlib
 import keras
 import torch
 
-from tensorflow_ranger.backend import process
+from tensorflow_ranger.backend import keras_internals, process
 
 KEEPS_ALL_ASSIGNMENTS = True  # a variable that a layer assigns is assigned
+
+# What all batch normalizations inherit from, those that are still to learn their size, too.
+_BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm  # noqa: SLF001
 
 
 def version():
@@ -40,7 +43,8 @@ def static_value(tensor):
 def all_finite(tensors):
     """Return a scalar bool: no tensor holds an infinity or a NaN."""
     # The extremes keep a NaN, and finding them reads the tensor once and makes no copy.
-    values = [t._values() if t.is_sparse else t for t in tensors]
+    # `values` of a sparse tensor would first sum its rows, a copy that no test of finiteness needs.
+    values = [t._values() if t.is_sparse else t for t in tensors]  # noqa: SLF001
     extremes = [torch.stack(torch.aminmax(v)).double() for v in values if v.numel()]
     return torch.isfinite(torch.cat(extremes)).all()
 
@@ -49,7 +53,7 @@ def all_finite(tensors):
 def squared_norm(tensors):
     """Return the squared Euclidean norm of all `tensors` together, a float32 scalar."""
     values = [t.coalesce().values() if t.is_sparse else t for t in tensors]
-    norms = torch._foreach_norm([value.detach().float() for value in values])
+    norms = torch._foreach_norm([v.detach().float() for v in values])  # noqa: SLF001 (many at once)
     return torch.stack(norms).square().sum()
 
 
@@ -123,7 +127,7 @@ def copied(value):
 def foreign_state(model):
     """Return the buffers of the PyTorch modules in `model`, which Keras does not hold."""
     found = {}
-    for layer in model._flatten_layers():
+    for layer in keras_internals.layers_of(model):
         for path, module in layer.named_modules():
             for name, buffer in module.named_buffers(recurse=False):
                 found.setdefault(id(buffer), _Buffer(module, name, f"{layer.path}/{path}.{name}"))
@@ -160,8 +164,7 @@ def known_means(foreign):
     return [
         buffer
         for buffer in foreign
-        if isinstance(buffer.module, torch.nn.modules.batchnorm._BatchNorm)
-        and buffer.name in ("running_mean", "running_var")
+        if isinstance(buffer.module, _BATCH_NORM) and buffer.name in ("running_mean", "running_var")
     ]
 
 
@@ -246,7 +249,7 @@ def blend(slots, tensors, share):
     tensors = _like(tensors, slots)
     if isinstance(share, torch.Tensor):
         torch._foreach_mul_(slots, 1.0 - share)
-        torch._foreach_add_(slots, torch._foreach_mul(tensors, share))
+        torch._foreach_add_(slots, torch._foreach_mul(tensors, share))  # noqa: SLF001 (many at once)
     else:
         torch._foreach_lerp_(slots, tensors, share)
 
@@ -266,7 +269,7 @@ def descend(variables, moments, squares, rate, factor, offset):
     weights, moments = [v.value for v in variables], [moment.value for moment in moments]
     # In the denominator the rate takes no pass and no memory. A rate of 0 must not be divided by.
     rate = torch.clamp(torch.as_tensor(rate), min=1e-37)
-    denominators = torch._foreach_sqrt([square.value for square in squares])
+    denominators = torch._foreach_sqrt([s.value for s in squares])  # noqa: SLF001 (many at once)
     torch._foreach_mul_(denominators, factor / rate)
     torch._foreach_add_(denominators, offset / rate)
     wide = _like(weights, moments)

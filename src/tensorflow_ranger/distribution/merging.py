@@ -64,18 +64,15 @@ def merge_window(window, shares=()):
 def merged_gradients(optimizer):
     """Inside, `optimizer` is given gradients that are summed over the replicas already."""
     optimizers = list(chain(optimizer))
-    own = [vars(each).get("_all_reduce_sum_gradients") for each in optimizers]
-    for each in optimizers:
-        each._gradients_are_merged = True
-        replicas.take_merged(each)
-    try:
-        yield
-    finally:
-        for each, before in zip(optimizers, own, strict=True):
-            each._gradients_are_merged = False
-            vars(each).pop("_all_reduce_sum_gradients", None)
-            if before is not None:
-                each._all_reduce_sum_gradients = before
+    with contextlib.ExitStack() as stack:
+        for each in optimizers:
+            stack.enter_context(replicas.skip_reduction(each))
+            each.gradients_are_merged = True
+        try:
+            yield
+        finally:
+            for each in optimizers:
+                each.gradients_are_merged = False
 
 
 def chain(optimizer):

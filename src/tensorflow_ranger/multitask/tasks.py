@@ -2,8 +2,6 @@
 
 from tensorflow_ranger.multitask.combinations import COMBINATIONS
 
-_KEY = "_ranger_tasks"  # past Keras' tracker, which would save it with the model
-
 
 class Tasks:
     """The tasks of a model.
@@ -76,13 +74,3 @@ class Tasks:
         self.groups = tuple(
             tuple(names.index(name) for name in losses) for losses in members.values()
         )
-
-
-def tasks_of(model):
-    """Return the `Tasks` of `model`, or None."""
-    return vars(model).get(_KEY)
-
-
-def set_tasks(model, tasks):
-    """Give `model` its `Tasks`, or None."""
-    vars(model)[_KEY] = tasks

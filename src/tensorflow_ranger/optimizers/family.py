@@ -1,15 +1,15 @@
 """What the optimizers of the Ranger family share: slots, centralization, slow weights."""
 
-import keras
 from keras import ops
 
 from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
+from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.optimizers.gradient_shaping import GradientShaping
 from tensorflow_ranger.optimizers.slow_weights import SlowWeights
 
 
-class FamilyOptimizer(keras.optimizers.Optimizer):
+class FamilyOptimizer(keras_internals.JointUpdate):
     """Updates all variables at once, in float32 at least, and lets slow weights follow.
 
     A subclass gives `_build_slots(variables)`, and `_update(gradients, variables, learning_rate)`
@@ -85,12 +85,8 @@ class FamilyOptimizer(keras.optimizers.Optimizer):
         super().apply(grads, trainable_variables)
         if len(grads) and self._slow is not None:
             if trainable_variables is None:
-                trainable_variables = self._trainable_variables
-            self._slow.follow(self._iterations.value, list(trainable_variables))
-
-    def update_step(self, gradient, variable, learning_rate):
-        """Update one variable."""
-        self._backend_update_step([gradient], [variable], learning_rate)
+                trainable_variables = keras_internals.trained_variables(self)
+            self._slow.follow(self.iterations.value, list(trainable_variables))
 
     def finalize_variable_values(self, var_list):
         """End the training: with `evaluate_slow_weights` the weights become the slow weights.
@@ -100,7 +96,7 @@ class FamilyOptimizer(keras.optimizers.Optimizer):
         """
         super().finalize_variable_values(var_list)
         if self.built and self.evaluate_slow_weights and self._slow is not None:
-            self._slow.load(self._trainable_variables)
+            self._slow.load(keras_internals.trained_variables(self))
 
     def get_config(self):
         """Return the arguments that make an optimizer like this one, without its state."""
@@ -114,10 +110,7 @@ class FamilyOptimizer(keras.optimizers.Optimizer):
             "evaluate_slow_weights": self.evaluate_slow_weights,
         }
 
-    def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        if keras.config.backend() == "tensorflow":
-            pairs = list(zip(grads, trainable_variables, strict=True))
-            grads = [gradient for gradient, _ in self._all_reduce_sum_gradients(pairs)]
+    def _update_jointly(self, grads, trainable_variables, learning_rate):
         gradients = [
             ops.cast(_dense(gradient, variable), accumulator_dtype(variable.dtype))
             for gradient, variable in zip(grads, trainable_variables, strict=True)

@@ -6,6 +6,7 @@ import warnings
 import keras
 from keras import layers
 
+from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.optimizers.fan_in_by_call import axes_by_call
 
 # Kernels of rank 3 or more: the layer, its name in a variable's path unless the user chose another,
@@ -102,7 +103,7 @@ def tag_fan_in(model):
             f"model must be built, as its variables are to be tagged: got {model.name!r}, which is "
             "not. Call it on a batch or call model.build(input_shape) first."
         )
-    inner_first = list(model._flatten_layers())[::-1]
+    inner_first = keras_internals.layers_of(model)[::-1]
     for layer in inner_first:
         for variable in layer.weights if isinstance(layer, _KNOWN) else ():
             _tag(variable, _axes_in_layer(layer, variable))

@@ -4,6 +4,7 @@ import keras
 
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
+from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.optimizers.family import FamilyOptimizer
 from tensorflow_ranger.optimizers.slots import add_slot
 from tensorflow_ranger.rules import radam
@@ -80,13 +81,13 @@ class RAdam(FamilyOptimizer):
         self._velocities = [add_slot(self, v, "velocity") for v in variables]
 
     def _update(self, gradients, variables, learning_rate):
-        indices = [self._get_variable_index(variable) for variable in variables]
+        indices = [keras_internals.index_of(self, variable) for variable in variables]
         momentums = [self._momentums[index] for index in indices]
         velocities = [self._velocities[index] for index in indices]
         backend.blend(momentums, gradients, 1.0 - self.beta_1)
         backend.blend_squares(velocities, gradients, 1.0 - self.beta_2)
         scalars = radam.descent(
-            self._iterations + 1,
+            self.iterations + 1,
             learning_rate,
             self.beta_1,
             self.beta_2,

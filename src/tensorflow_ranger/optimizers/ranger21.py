@@ -7,6 +7,7 @@ from keras import ops
 
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
+from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.optimizers.family import FamilyOptimizer
 from tensorflow_ranger.optimizers.gradient_shaping import unit_axes
@@ -187,11 +188,11 @@ class Ranger21(FamilyOptimizer):
 
     def _update(self, gradients, variables, learning_rate):
         dtype = accumulator_dtype(keras.config.floatx())
-        step = self._iterations.value + 1
+        step = self.iterations.value + 1
         rate = ops.cast(learning_rate, dtype) * self._share(step, dtype)
         if self.normalize:
             gradients = [normalize(gradient) for gradient in gradients]
-        indices = [self._get_variable_index(variable) for variable in variables]
+        indices = [keras_internals.index_of(self, variable) for variable in variables]
         velocities = [self._velocities[index] for index in indices]
         backend.blend_squares(velocities, gradients, 1.0 - self.beta_2)
         directions = self._directions(indices, gradients, step, dtype)

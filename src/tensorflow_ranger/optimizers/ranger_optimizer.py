@@ -121,8 +121,7 @@ class RangerOptimizer(SavedOptimizer):
         self._shaping = GradientShaping(self.adaptive_clipping, self.centralize)
         self._slow = None
         self._reported_skips = 0
-        self._trained = TrainedVariables()
-        replicas.take_merged(inner_optimizer)
+        self._trained = TrainedVariables((), self._close_rest, self._warn_of_open_window)
 
     @property
     def accumulation_steps(self):
@@ -185,7 +184,7 @@ class RangerOptimizer(SavedOptimizer):
         require_replicas(variables)
         add = functools.partial(add_accumulator, self)
         self._window = Window(list(variables), add, self._add_state, self.accumulator_dtype)
-        self._trained = TrainedVariables(variables)
+        self._trained = TrainedVariables(variables, self._close_rest, self._warn_of_open_window)
         if self.lookahead is not None:
             self._slow = SlowWeights(self.lookahead, list(variables), self)
         super().build(variables)
@@ -216,7 +215,7 @@ class RangerOptimizer(SavedOptimizer):
         mass = arguments.mass(mass, self.reduction)
         gradients = self._aligned(grads, trainable_variables)
         present = [gradient is not None for gradient in gradients]
-        self._trained.add(gradients, self)
+        self._trained.add(gradients)
         with keras.name_scope(self.name, caller=self):
             held = mass if self._share == 1.0 else mass * self._share
             scale = self._loss_scale(weighted)
@@ -254,14 +253,14 @@ class RangerOptimizer(SavedOptimizer):
             var_list: List of the model's trainable variables.
         """
         self._close_rest()
-        for other in others(var_list, self):
-            if self._trained.meet(other._trained):
-                other._warn_of_open_window()
+        for other in others(var_list, self._trained):
+            if self._trained.meet(other):
+                other.warn()
             else:
-                other._close_rest()
+                other.close()
         self.inner_optimizer.finalize_variable_values(var_list)
         if self.evaluate_slow_weights and self._slow is not None:
-            self._slow.load(self._trainable_variables)
+            self._slow.load(self.trained_variables)
 
     @property
     def _updated_variables(self):
@@ -272,7 +271,7 @@ class RangerOptimizer(SavedOptimizer):
             own += self._gauge.variables
         if not self._steps.is_fixed:
             own.append(self._steps.variable)
-        return [*self._trainable_variables, *own, *self.inner_optimizer.variables]
+        return [*self.trained_variables, *own, *self.inner_optimizer.variables]
 
     def _add_state(self, name, shape, dtype):
         return self.add_variable(shape=shape, dtype=dtype, aggregation="none", name=name)
@@ -299,13 +298,15 @@ class RangerOptimizer(SavedOptimizer):
         # A layer frozen in mid-window stays as it is, and what it had in the window is forgotten.
         pairs = [
             (mean if given else None, variable)
-            for mean, given, variable in zip(means, present, self._trainable_variables, strict=True)
+            for mean, given, variable in zip(means, present, self.trained_variables, strict=True)
             if variable.trainable
         ]
         if any(gradient is not None for gradient, _ in pairs):
             gradients, variables = zip(*pairs, strict=True)
             gradients = self._shaping.shaped(gradients, variables)
-            self.inner_optimizer.apply(gradients, variables)
+            # The window's sums are those of all replicas.
+            with replicas.skip_reduction(self.inner_optimizer):
+                self.inner_optimizer.apply(gradients, variables)
             if self._slow is not None:
                 self._slow.follow(self.iterations.value, variables)
         self._window.reset()
@@ -317,7 +318,7 @@ class RangerOptimizer(SavedOptimizer):
         if self.built and backend.has_value(self._window.micro_batches):
             replicas.run_if(
                 ops.greater(self._window.micro_batches, 0),
-                lambda: self._close_window([False] * len(self._trainable_variables)),
+                lambda: self._close_window([False] * len(self.trained_variables)),
                 self._updated_variables,
             )
             self._warn_of_skips()
@@ -329,7 +330,7 @@ class RangerOptimizer(SavedOptimizer):
                 f"The window of {self.name!r} stays open with {self.pending_micro_batches} "
                 "micro-batch(es): another RangerOptimizer that trains the same variables was "
                 "finalized. Call finalize_variable_values of this one to apply them.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _warn_of_skips(self):

@@ -9,29 +9,29 @@ class ReplicatedOptimizer(OptimizerWrapper):
     """The part of `RangerOptimizer` that knows of replicas."""
 
     reduction = "mean"
-    _gradients_are_merged = False  # set by `merged_gradients`
+    gradients_are_merged = False  # set by `merged_gradients`
     _is_compared = False  # with the weights of other processes
 
     @property
     def _share(self):
         # Of gradients that are merged, every replica holds an equal share.
-        merged = self._gradients_are_merged
-        return 1.0 / replicas.copies(self._trainable_variables) if merged else 1.0
+        merged = self.gradients_are_merged
+        return 1.0 / replicas.copies(self.trained_variables) if merged else 1.0
 
     def _agreed(self, flag):
-        return flag if self._gradients_are_merged else everywhere(flag)
+        return flag if self.gradients_are_merged else everywhere(flag)
 
     def _loss_scale(self, weighted):
         # What the gradients are divided by, to be those of a replica's own mean loss.
         scale = self.loss_scale_factor or 1.0
-        if weighted or self._gradients_are_merged or self.reduction == "sum":
+        if weighted or self.gradients_are_merged or self.reduction == "sum":
             return scale
         return scale / replicas.loss_divisor()
 
     def _merge(self, window, shares):
-        if self._gradients_are_merged:
+        if self.gradients_are_merged:
             return
         if not self._is_compared:
-            require_alike(self._trainable_variables)
+            require_alike(self.trained_variables)
             self._is_compared = True
         merge_window(window, shares)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
+from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.distribution.merging import chain
 from tensorflow_ranger.optimizers import arguments
 
@@ -156,7 +157,7 @@ def _rescaled(optimizer, from_batch, to_batch, rule):
                 f"rule={rule!r} needs an optimizer with a learning rate: got "
                 f"{type(optimizer).__name__}. Rescale the optimizers it is made of, each by itself."
             )
-        learning_rate = optimizer._learning_rate
+        learning_rate = keras_internals.learning_rate_of(optimizer)
         if callable(learning_rate):  # as an object, for nobody need have registered its class
             config["learning_rate"] = learning_rate
         config.update(_RULES[rule](optimizer, config, from_batch, to_batch))
@@ -258,5 +259,4 @@ def _is_any_of(optimizer, names):
 
 def _excludes_from_weight_decay(optimizer):
     *_, innermost = chain(optimizer)
-    names = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
-    return any(getattr(innermost, name, None) for name in names)
+    return keras_internals.skips_weight_decay(innermost)

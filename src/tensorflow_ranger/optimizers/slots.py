@@ -6,6 +6,7 @@ from keras import ops
 
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
+from tensorflow_ranger.backend import keras_internals
 
 
 def add_slot(optimizer, variable, name, dtype=None, initializer: Any = "zeros"):
@@ -23,7 +24,7 @@ def add_slot(optimizer, variable, name, dtype=None, initializer: Any = "zeros"):
         shape=variable.shape,
         dtype=dtype or accumulator_dtype(variable.dtype),
         initializer=initializer,
-        layout=getattr(variable, "_layout", None),
+        layout=keras_internals.layout_of(variable),
         name=f"{path}_{name}".replace("/", "_").replace(":", "_"),
     )
 

@@ -4,6 +4,7 @@ import warnings
 
 import keras
 
+from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.optimizers import arguments
 
 
@@ -21,7 +22,7 @@ def _delegated(name):
     return property(read, write, doc=f"`{name}` of the inner optimizer.")
 
 
-class OptimizerWrapper(keras.optimizers.Optimizer):
+class OptimizerWrapper(keras_internals.ShowsInnerAverages):
     """Keeps what counts updates in the inner optimizer, and shows it as its own.
 
     Args:
@@ -59,11 +60,6 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         return self.inner_optimizer.optimizers
 
     @property
-    def _model_variables_moving_average(self):
-        # `SwapEMAWeights` looks for it through no more than one wrapper, a `LossScaleOptimizer`.
-        return self.inner_optimizer._model_variables_moving_average
-
-    @property
     def iterations(self):
         """The number of updates made, from the inner optimizer."""
         return self.inner_optimizer.iterations
@@ -71,22 +67,18 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     @property
     def variables(self):
         """The wrapper's own variables, then the inner optimizer's."""
-        return [*self._own_variables, *self.inner_optimizer.variables]
+        # Keras gives every optimizer two variables, which here are the inner optimizer's.
+        return [*keras_internals.own_variables(self), *self.inner_optimizer.variables]
 
     @property
-    def _own_variables(self):
-        # Keras gives every optimizer these two; here they are the inner optimizer's.
-        unused = (self._iterations, self._learning_rate)
-        return [v for v in self._variables if not any(v is other for other in unused)]
+    def trained_variables(self):
+        """The variables that the optimizer was built with, an empty list before."""
+        return keras_internals.trained_variables(self)
 
     def build(self, variables):
         """Create the inner optimizer's variables for `variables`."""
-        # Past Keras' tracker, which would take the model's variables for the optimizer's own.
-        self.__dict__["_trainable_variables"] = list(variables)
-        self._trainable_variables_indices = {
-            self._var_key(variable): index for index, variable in enumerate(variables)
-        }
-        self.inner_optimizer.build(self._trainable_variables)
+        keras_internals.take_variables(self, variables)
+        self.inner_optimizer.build(self.trained_variables)
         self.built = True
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables, mass=None):
@@ -113,13 +105,13 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
                 "Call optimizer.build(model.trainable_variables) first."
             )
         arguments.state("optimizer_variables", optimizer_variables, self.variables)
-        arguments.state("trainable_variables", trainable_variables, self._trainable_variables)
-        variables = [*self._trainable_variables, *self.variables]
+        arguments.state("trainable_variables", trainable_variables, self.trained_variables)
+        variables = [*self.trained_variables, *self.variables]
         values = [*trainable_variables, *optimizer_variables]
         with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
             self.apply(grads, mass=mass)
         updated = [scope.get_current_value(variable) for variable in variables]
-        count = len(self._trainable_variables)
+        count = len(self.trained_variables)
         return updated[:count], updated[count:]
 
     def _aligned(self, grads, trainable_variables):
@@ -129,12 +121,12 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
                     "apply without variables needs a built optimizer. Pass trainable_variables, "
                     "or call optimizer.build(model.trainable_variables) first."
                 )
-            trainable_variables = self._trainable_variables
+            trainable_variables = self.trained_variables
         grads, trainable_variables = arguments.gradients(grads, trainable_variables)
-        self._check_variables_are_known(trainable_variables)
-        aligned = [None] * len(self._trainable_variables)
+        keras_internals.require_known(self, trainable_variables)
+        aligned = [None] * len(self.trained_variables)
         for gradient, variable in zip(grads, trainable_variables, strict=True):
-            aligned[self._get_variable_index(variable)] = gradient
+            aligned[keras_internals.index_of(self, variable)] = gradient
         return aligned
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
@@ -147,7 +139,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         Raises:
             ValueError: The number of arrays or a shape differs.
         """
-        if self.built and not self._trainable_variables and len(weights) > len(self.variables):
+        if self.built and not self.trained_variables and len(weights) > len(self.variables):
             # Keras hides an error here behind a log line that names no cause.
             warnings.warn(
                 f"The state of {self.name!r} is not loaded: Keras builds the optimizer of an .h5 "

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tensorflow_ranger import backend
-from tensorflow_ranger.backend import steps
+from tensorflow_ranger.backend import keras_internals, steps
 from tensorflow_ranger.backend.steps.samples import count, cut
 from tensorflow_ranger.training import probe
 from tensorflow_ranger.training.layer_state import SUM, UNKNOWN
@@ -139,7 +139,7 @@ def tolerance_of(model):
 def resolution_of(model):
     """Return the resolution of the coarsest dtype that a model computes in."""
     dtypes = {keras.backend.standardize_dtype(v.dtype) for v in model.trainable_variables}
-    dtypes |= {layer.compute_dtype for layer in model._flatten_layers()}
+    dtypes |= {layer.compute_dtype for layer in keras_internals.layers_of(model)}
     if keras.config.backend() == "torch":  # Keras rounds some operations through float32 there
         dtypes.add("float32")
     # A dtype that is switched off is computed in float32, as any that is unknown here.

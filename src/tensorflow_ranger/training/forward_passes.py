@@ -7,7 +7,7 @@ from keras import ops
 
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
-from tensorflow_ranger.backend import steps
+from tensorflow_ranger.backend import keras_internals, steps
 from tensorflow_ranger.backend.phases import LoopState
 from tensorflow_ranger.backend.steps.samples import count, cut, first
 from tensorflow_ranger.distribution.carry import own_seed
@@ -32,8 +32,7 @@ class ForwardPasses:
         self.noise = None
         self.weights = list(model.trainable_variables)
         self.metrics = list(model.metrics_variables)
-        kept = {id(weight) for weight in model.non_trainable_weights}
-        self.seeds = [v for v in model.non_trainable_variables if id(v) not in kept]
+        self.seeds = keras_internals.seeds_of(model)
         self.shares = LossShares(model, tasks)
         self.has_gradient = []
         self.state = LayerState(model, self.seeds)
@@ -177,7 +176,7 @@ class ForwardPasses:
 
     def call(self, x):
         """Return the model's outputs in training."""
-        if self.model._call_has_training_arg:
+        if keras_internals.takes_training(self.model):
             return self.model(x, training=True)
         return self.model(x)
 

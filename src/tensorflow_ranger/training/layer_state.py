@@ -45,7 +45,7 @@ class LayerState:
         self._foreign = backend.foreign_state(model)
         self._recurrent = [
             layer
-            for layer in model._flatten_layers()
+            for layer in keras_internals.layers_of(model)
             if isinstance(layer, keras.layers.RNN) and layer.stateful
         ]
         self._weights = {id(v) for v in model.trainable_variables}
@@ -108,7 +108,7 @@ class LayerState:
 
     def _known_kinds(self):
         known = {}
-        for layer in self._model._flatten_layers():
+        for layer in keras_internals.layers_of(self._model):
             if isinstance(layer, keras.layers.BatchNormalization):
                 known.update((id(v), MEAN) for v in layer.non_trainable_variables)
             elif isinstance(layer, keras.layers.SpectralNormalization) and layer.built:
@@ -123,7 +123,7 @@ class LayerState:
         places = {id(variable): i for i, variable in enumerate(self.variables)}
         pairs = [
             (layer.moving_mean, layer.moving_variance, layer.momentum)
-            for layer in self._model._flatten_layers()
+            for layer in keras_internals.layers_of(self._model)
             if isinstance(layer, keras.layers.BatchNormalization) and layer.built
             if getattr(layer, "moving_variance", None) is not None
         ]
@@ -144,7 +144,7 @@ class LayerState:
         """Whether a layer normalizes by the statistics of the samples it sees."""
         normalized = {
             id(v)
-            for layer in self._model._flatten_layers()
+            for layer in keras_internals.layers_of(self._model)
             if isinstance(layer, keras.layers.BatchNormalization)
             for v in layer.non_trainable_variables
         }
@@ -154,7 +154,7 @@ class LayerState:
     def name(self, place):
         """Return the path of a variable and the layer that assigns it."""
         variable = self.variables[place]
-        layers = self._model._flatten_layers()[::-1]
+        layers = keras_internals.layers_of(self._model)[::-1]
         owners = [layer for layer in layers if any(v is variable for v in layer.variables)]
         owner = min(owners, key=lambda layer: len(layer.variables), default=None)
         path = getattr(variable, "path", "a variable")

@@ -36,7 +36,7 @@ class LossShares:
     def __init__(self, model, tasks=None):
         self.model = model
         self._tasks = tasks
-        self._compile_loss = model._compile_loss
+        self._compile_loss = keras_internals.compiled_loss(model)
         self.is_own = type(model).compute_loss is not keras.Model.compute_loss
         self._places = []
         self._divided = []
@@ -51,7 +51,7 @@ class LossShares:
         """Keras' records ``(path, loss, loss_weights, name)`` of the compiled losses."""
         if self.is_own or self._compile_loss is None:
             return []
-        return self._compile_loss._flat_losses
+        return keras_internals.loss_records(self._compile_loss)
 
     @property
     def needs_masses(self):
@@ -91,10 +91,10 @@ class LossShares:
     def _owners_of_added(self):
         owners = {}
         self._known_names = set()
-        for layer in self.model._flatten_layers():
+        for layer in keras_internals.layers_of(self.model):
             # An activity regularizer is a mean over the samples, in older Keras a sum.
             is_known = _is_keras(layer) and _is_keras(getattr(layer, "activity_regularizer", None))
-            for loss in layer._get_own_losses():
+            for loss in keras_internals.own_losses(layer):
                 owners[id(loss)] = layer.name
                 if is_known:
                     self._known_names.add(layer.name)
@@ -146,7 +146,8 @@ class LossShares:
         self._for_each(ask, y, y_pred, sample_weight)
         added = self.model.losses
         return values + [
-            self.model._aggregate_additional_loss(added[place]) for place, _ in self._asked_added
+            keras_internals.added_loss_value(self.model, added[place])
+            for place, _ in self._asked_added
         ]
 
     def learn(self, sums):
@@ -254,14 +255,12 @@ class LossShares:
         return [*rows, sum((ops.cast(term, dtype) for term in added), zero)] if added else rows
 
     def _own(self, x, y, y_pred, sample_weight):
-        loss = self.model._compute_loss(
-            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
-        )
+        loss = keras_internals.computed_loss(self.model, x, y, y_pred, sample_weight)
         return _undivided(ops.convert_to_tensor(loss))
 
     def _added(self, fraction):
         for place, loss in enumerate(self.model.losses):
-            value = _undivided(self.model._aggregate_additional_loss(loss))
+            value = _undivided(keras_internals.added_loss_value(self.model, loss))
             is_sum = f"added {place}" in self._sums
             yield value if is_sum else value * ops.cast(fraction, value.dtype)
 
@@ -273,13 +272,8 @@ class LossShares:
         """
         if self.is_own or self._compile_loss is None:
             return None
-        matched = object.__new__(type(self._compile_loss))
-        matched.__dict__.update(self._compile_loss.__dict__)
-        matched._flat_losses = [
-            record._replace(loss=_Stand(function, place, record.loss))
-            for place, record in enumerate(self._compile_loss._flat_losses)
-        ]
-        matched._metrics = [None] * len(matched._flat_losses)
+        stands = [_Stand(function, place, record.loss) for place, record in enumerate(self.losses)]
+        matched = keras_internals.with_losses(self._compile_loss, stands)
         return matched(y, y_pred, sample_weight)
 
 

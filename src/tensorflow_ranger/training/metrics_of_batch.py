@@ -37,7 +37,7 @@ class MetricsOfBatch:
     @property
     def unclear(self):
         """Metrics of which only a comparison tells whether they add up."""
-        compiled = self._model._compile_metrics
+        compiled = keras_internals.compiled_metrics(self._model)
         return [] if compiled is None else [m for m in compiled.metrics if not _adds_up(m)]
 
     def find(self, y_pred, samples):
@@ -90,8 +90,9 @@ class MetricsOfBatch:
         """Return the metrics' variables after an update, from `values`."""
         variables = self._model.metrics_variables
         with CallScope(zip(variables, values, strict=True)) as scope:
-            if self._model._compile_metrics is not None:
-                self._model._compile_metrics.update_state(y, y_pred, sample_weight)
+            compiled = keras_internals.compiled_metrics(self._model)
+            if compiled is not None:
+                compiled.update_state(y, y_pred, sample_weight)
         return [scope.get_current_value(v) for v in variables]
 
     def added(self, before, values, y, y_pred, sample_weight, fraction):
@@ -150,7 +151,7 @@ def joined(outputs):
 
 def _adds_up(metric):
     """Return whether Keras' own code says that a metric is a sum over samples."""
-    function = getattr(metric, "_fn", metric)
+    function = keras_internals.metric_function(metric)
     if isinstance(function, keras.losses.Loss) or function in _OF_BATCH:
         return False
     return all(

@@ -9,26 +9,19 @@ import keras
 
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.fused import BatchBuffer, MomentumFold
-from tensorflow_ranger.backend import replicas, steps
+from tensorflow_ranger.backend import keras_internals, replicas, steps
 from tensorflow_ranger.batch_size import noise_scale
 from tensorflow_ranger.batch_size.size_policy import WHOLE, FixedSize, SearchedSize
 from tensorflow_ranger.distribution.merging import merged_gradients, require_replicas
 from tensorflow_ranger.multitask.task_buffer import TaskBuffer
-from tensorflow_ranger.multitask.tasks import tasks_of
 from tensorflow_ranger.optimizers import arguments
+from tensorflow_ranger.training.model_state import attached, tasks_of
 from tensorflow_ranger.training.passes import Passes
 from tensorflow_ranger.training.step_statistics import StepStatistics
 from tensorflow_ranger.training.task_losses import (
     require_single_update,
     require_whole_windows,
     resolved_tasks,
-)
-
-_JAX_STATE = (
-    "trainable_variables",
-    "non_trainable_variables",
-    "optimizer_variables",
-    "metrics_variables",
 )
 
 
@@ -61,8 +54,9 @@ class MicroBatcher:
     @staticmethod
     def of(model):
         """Return the `MicroBatcher` that trains `model`, or None."""
-        batcher = getattr(vars(model).get("make_train_function"), "__self__", None)
-        return batcher if isinstance(batcher, MicroBatcher) else None
+        batcher = attached(model, "micro_batcher")
+        makes = vars(model).get("make_train_function")  # which a user may have replaced since
+        return batcher if batcher is not None and makes == batcher.make_train_function else None
 
     def measure_noise(self, memory):
         """Let steps made from now on write the noise scale's averages to `noise`.
@@ -100,9 +94,9 @@ class MicroBatcher:
             )
         self._steps = {}
         runs = {
-            "jax": lambda: model._make_function(self._run),
-            "tensorflow": lambda: self._run_from_iterator,
-            "torch": lambda: lambda data: self._run(None, data[0])[0],
+            "jax": self._run_from_iterator,
+            "tensorflow": self._run_from_tensorflow_iterator,
+            "torch": lambda data: self._run_batch(None, data[0], "all")[0],
         }
         require_replicas(model.variables)
         if self._is_searched and replicas.in_lockstep(model.variables):
@@ -114,29 +108,30 @@ class MicroBatcher:
         if replicas.has_several(model.variables):
             self._merged = functools.partial(merged_gradients, model.optimizer)
             replicas.begin_alike([*model.variables, *model.optimizer.variables])
-        model.train_function = runs[keras.config.backend()]()
+        model.train_function = runs[keras.config.backend()]
 
-    def _run_from_iterator(self, iterator):
+    def _run_from_tensorflow_iterator(self, iterator):
+        rows = _rows_known_to_graph(iterator, self._model)
+        return self._run_from_iterator(None, iterator, rows)[0]
+
+    def _run_from_iterator(self, state, iterator, rows: int | str | None = "all"):
         logs = None
-        for _ in range(self._model.steps_per_execution):
-            try:
-                data = next(iterator)
-            except StopIteration:
-                if logs is None:
-                    raise
-                break
-            logs, _ = self._run(None, data, _rows_known_to_graph(iterator, self._model))
-        return logs
-
-    def _run(self, state, data, rows: int | str | None = "all"):
         try:
-            return self._run_batch(state, data, rows)
+            for _ in range(self._model.steps_per_execution):
+                try:
+                    data = next(iterator)
+                except StopIteration:
+                    if logs is None:
+                        raise
+                    break
+                logs, state = self._run_batch(state, data, rows)
         except BaseException:
             if state is not None:
                 # `fit` on JAX takes the values out of the variables. If it ends here, it must find
                 # them where it looks for them: the weights would be lost otherwise.
-                self._model._jax_state = dict(zip(_JAX_STATE, state, strict=True))
+                keras_internals.return_state(self._model, state)
             raise
+        return logs, state
 
     def _run_batch(self, state, data, rows):
         data = keras.utils.unpack_x_y_sample_weight(steps.without_optionals(data))
@@ -182,7 +177,7 @@ class MicroBatcher:
             model = self._model
             if all(backend.has_value(variable) for variable in model.variables[:1]):
                 # In the middle of `fit` JAX has taken the values, and Keras has built the model.
-                model._symbolic_build(data_batch=data)
+                keras_internals.build(model, data)
             compiled = None if model.run_eagerly else bool(model.jit_compile)
             tasks = resolved_tasks(model)
             passes = Passes(model, self._make_accumulator(tasks), tasks, self.noise)

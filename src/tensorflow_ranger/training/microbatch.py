@@ -7,10 +7,11 @@ import keras
 from tensorflow_ranger.backend import steps
 from tensorflow_ranger.batch_size.plan import parse_bytes
 from tensorflow_ranger.batch_size.size_policy import WHOLE
-from tensorflow_ranger.multitask.tasks import Tasks, set_tasks, tasks_of
+from tensorflow_ranger.multitask.tasks import Tasks
 from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.training.micro_batcher import MicroBatcher
 from tensorflow_ranger.training.model_copies import copy_overrides
+from tensorflow_ranger.training.model_state import attach, set_tasks, tasks_of
 
 
 def microbatch(
@@ -134,6 +135,7 @@ def install(model, size, **options):
         **options: Those of `MicroBatcher`.
     """
     batcher = MicroBatcher(model, size, **options)
+    attach(model, "micro_batcher", batcher)
     model.make_train_function = batcher.make_train_function
     vars(model).update(steps.trainer_overrides(model))
     vars(model).update(
@@ -155,6 +157,7 @@ def _uninstall(model):
         overrides = (*steps.trainer_overrides(model), *copy_overrides(model, None))
         for name in ("make_train_function", "microbatch_plan", *overrides):
             del vars(model)[name]
+        attach(model, "micro_batcher", None)
         model.train_function = model.test_function = None
 
 

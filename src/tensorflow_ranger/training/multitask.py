@@ -1,8 +1,9 @@
 """multitask: one gradient per task, made into one update."""
 
-from tensorflow_ranger.multitask.tasks import Tasks, set_tasks
+from tensorflow_ranger.multitask.tasks import Tasks
 from tensorflow_ranger.training.micro_batcher import MicroBatcher
 from tensorflow_ranger.training.microbatch import check_trainable, install_whole, microbatch
+from tensorflow_ranger.training.model_state import set_tasks
 
 
 def multitask(model, combine, *, tasks=None):

@@ -4,12 +4,12 @@ import math
 
 import keras
 
+from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.batch_size import noise_scale
 from tensorflow_ranger.batch_size.noise_scale import NoiseEstimate
 from tensorflow_ranger.distribution.merging import chain
 from tensorflow_ranger.optimizers import arguments
 from tensorflow_ranger.training.micro_batcher import MicroBatcher
-from tensorflow_ranger.training.step_statistics import attach
 
 
 class NoiseScale(keras.callbacks.Callback):
@@ -94,7 +94,7 @@ class NoiseScale(keras.callbacks.Callback):
             if batcher.measure_noise(self._memory):
                 model.train_function = None  # a compiled one does not measure
             self._statistics = batcher.noise
-            attach(model, self._statistics)
+            keras_internals.add_metric(model, self._statistics)
             return
         optimizer = _measuring(model.optimizer)
         if optimizer is None:

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from tensorflow_ranger import backend
-from tensorflow_ranger.backend import replicas, steps
+from tensorflow_ranger.backend import keras_internals, replicas, steps
 from tensorflow_ranger.backend.phases import LoopState
 from tensorflow_ranger.batch_size import noise_scale
 from tensorflow_ranger.distribution.carry import merged, next_seed
@@ -160,7 +160,7 @@ class Passes(ForwardPasses):
         return self.model.get_metrics_result()
 
     def _track(self, loss, losses, samples, rows):
-        self.model._loss_tracker.update_state(loss, sample_weight=samples)
+        keras_internals.track_loss(self.model, loss, samples)
         self.shares.track(losses, rows)
 
     def _over_replicas(self, sums, state):

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from tensorflow_ranger import backend
+from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.backend.steps.samples import count
 from tensorflow_ranger.distribution.merging import chain
 from tensorflow_ranger.training.trial import largest
@@ -69,7 +70,7 @@ def embedding_notes(model):
         f"{_name(layer)}: plain fit on TensorFlow hands {type(optimizer).__name__} the gradients "
         "of a row one by one, and microbatch their sum, as JAX and PyTorch do. The weights follow "
         "another path: 0.08 of the way apart after 8 updates of a text model."
-        for layer in model._flatten_layers()
+        for layer in keras_internals.layers_of(model)
         if isinstance(layer, keras.layers.Embedding)
     ]
 
@@ -124,7 +125,7 @@ def _name(layer):
 
 def _owners(model, variables):
     """Return the innermost layers that own one of the variables, each once."""
-    layers = model._flatten_layers()[::-1]  # inner layers before those around them
+    layers = keras_internals.layers_of(model)[::-1]  # inner layers before those around them
     holders = [
         [layer for layer in layers if any(v is variable for v in layer.variables)]
         for variable in variables
@@ -170,7 +171,7 @@ def _calls(model, x, training):
 
         return watch
 
-    layers = model._flatten_layers()
+    layers = keras_internals.layers_of(model)
     own = [vars(layer).get("call") for layer in layers]
     with backend.kept(model), keras.StatelessScope(collect_losses=True):
         # Past Keras' __setattr__, which keeps record of attributes.
@@ -178,7 +179,7 @@ def _calls(model, x, training):
         for attributes, watch in vars_of:
             attributes["call"] = watch
         try:
-            model(x, training=training) if model._call_has_training_arg else model(x)
+            model(x, training=training) if keras_internals.takes_training(model) else model(x)
         finally:
             for (attributes, _), call in zip(vars_of, own, strict=True):
                 del attributes["call"]

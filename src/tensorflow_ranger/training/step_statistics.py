@@ -38,9 +38,3 @@ class StepStatistics(keras.metrics.Metric):
     def result(self):
         """Return nothing to log."""
         return {}
-
-
-def attach(model, statistics):
-    """Let the steps of `model` carry `statistics`, if they are compiled after this."""
-    if not any(metric is statistics for metric in model._metrics):
-        model._metrics.append(statistics)

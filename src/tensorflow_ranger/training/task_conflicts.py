@@ -4,8 +4,9 @@ import itertools
 
 import keras
 
+from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.multitask import conflicts
-from tensorflow_ranger.multitask.tasks import tasks_of
+from tensorflow_ranger.training.model_state import tasks_of
 from tensorflow_ranger.training.task_losses import resolved_tasks
 
 
@@ -43,7 +44,8 @@ class TaskConflicts(keras.callbacks.Callback):
         if not self._tasks.observed:
             self._tasks.observed = True
             model.train_function = None  # a compiled one does not observe
-        if model._compile_loss is not None and model._compile_loss.built:
+        compile_loss = keras_internals.compiled_loss(model)
+        if compile_loss is not None and compile_loss.built:
             resolved_tasks(model)  # on JAX before fit takes the state; on TensorFlow its steps do
 
     def on_epoch_begin(self, epoch, logs=None):

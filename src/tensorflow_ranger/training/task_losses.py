@@ -2,10 +2,11 @@
 
 import keras
 
+from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.distribution.merging import chain
 from tensorflow_ranger.multitask import conflicts
-from tensorflow_ranger.multitask.tasks import tasks_of
-from tensorflow_ranger.training.step_statistics import StepStatistics, attach
+from tensorflow_ranger.training.model_state import tasks_of
+from tensorflow_ranger.training.step_statistics import StepStatistics
 
 
 def resolved_tasks(model):
@@ -29,7 +30,7 @@ def resolved_tasks(model):
     if tasks.observed:
         if tasks.statistics is None:
             tasks.statistics = StepStatistics("task_conflicts", conflicts.size(len(tasks.names)))
-        attach(model, tasks.statistics)
+        keras_internals.add_metric(model, tasks.statistics)
     return None if tasks.is_plain else tasks
 
 
@@ -79,9 +80,10 @@ def _window(optimizer):
 
 
 def _loss_names(model):
-    if model._compile_loss is None:
+    compile_loss = keras_internals.compiled_loss(model)
+    if compile_loss is None:
         return []
     return [
         record.name or "_".join(map(str, record.path)) or "loss"
-        for record in model._compile_loss._flat_losses
+        for record in keras_internals.loss_records(compile_loss)
     ]

@@ -9,7 +9,7 @@ from keras import ops
 
 from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.fused import BatchBuffer
-from tensorflow_ranger.backend import steps
+from tensorflow_ranger.backend import keras_internals, steps
 from tensorflow_ranger.backend.phases import BatchTotals
 from tensorflow_ranger.backend.steps.samples import count, split
 from tensorflow_ranger.training.forward_passes import copies
@@ -110,7 +110,7 @@ class Trial(Passes):
 
     def call(self, x):
         """Return the model's outputs."""
-        if self.model._call_has_training_arg:
+        if keras_internals.takes_training(self.model):
             return self.model(x, training=self._training)
         return self.model(x)
 
@@ -138,9 +138,7 @@ class _KerasLoss(LossShares):
         # Keras on torch multiplies the sample weights by the mask in place.
         copy = copies(sample_weight)
         _, logged, parts = super().of(x, y, y_pred, copy, samples, whole)
-        loss = self.model._compute_loss(
-            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
-        )
+        loss = keras_internals.computed_loss(self.model, x, y, y_pred, sample_weight)
         return ops.sum(ops.convert_to_tensor(loss)), logged, parts
 
 

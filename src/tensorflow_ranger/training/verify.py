@@ -167,7 +167,7 @@ def _build(model, data):
     optimizer, is_built = model.optimizer, model.optimizer.built
     optimizer.built = True
     try:
-        model._symbolic_build(data_batch=data)
+        keras_internals.build(model, data)
     finally:
         optimizer.built = is_built
 

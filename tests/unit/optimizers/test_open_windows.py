@@ -89,9 +89,9 @@ def test_variables_are_copied_without_their_optimizer():
     (weight,) = variables("weight")
     optimizer = optimizer_of([weight])
     add(optimizer, weight)
-    copied = pickle.loads(pickle.dumps(weight._trained_by))
-    assert copied.optimizer() is None
-    assert copy.deepcopy(weight._trained_by).optimizer() is None
+    copied = pickle.loads(pickle.dumps(weight.trained_by))
+    assert copied.trained() is None
+    assert copy.deepcopy(weight.trained_by).trained() is None
 
 
 class TwoPlayers(keras.Model):

@@ -248,3 +248,19 @@ def test_memory_does_not_depend_on_the_batch_and_the_fold_needs_next_to_none(loo
     assert temporaries(65536) <= 1.02 * small
     assert temporaries(512 + 31) <= 1.02 * small  # a remainder uses what the others leave
     assert small <= 0.3 * 4 * model.count_params()
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="fit takes the weights on JAX alone")
+def test_the_weights_outlive_an_error_between_the_batches_of_an_execution():
+    x, y = data(11)
+
+    def batches():
+        yield from [(x, y)] * 3
+        raise RuntimeError("no fourth batch")
+
+    once, model = (dense_model(steps_per_execution=steps) for steps in (1, 2))
+    ranger.microbatch(once, SIZE).fit(x, y, batch_size=11, epochs=3, shuffle=False, verbose=0)
+    with pytest.raises(RuntimeError, match="no fourth batch"):
+        ranger.microbatch(model, SIZE).fit(batches(), steps_per_epoch=4, shuffle=False, verbose=0)
+    assert_same_weights(model, once)
+    assert int(model.optimizer.iterations.value) == 3

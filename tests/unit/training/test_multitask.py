@@ -341,6 +341,17 @@ def test_compile_settings(settings, exact):
     assert_same_weights(model, twin("pcgrad", sgd()), max(TOLERANCE, 1e-9))
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="a setting of PyTorch's compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_pytorch_s_settings_stay_as_they_were(exact):
+    from torch._functorch import config
+
+    model = network(sgd(), trunk=keras.layers.Dense, jit_compile=True)
+    with config.patch(donated_buffer=True):
+        train(ranger.microbatch(ranger.multitask(model, "pcgrad"), MICRO_BATCH))
+        assert config.donated_buffer
+
+
 # A model's life
 
 

@@ -22,6 +22,6 @@ index = _active.index
 loss_divisor = _active.loss_divisor
 mismatch = _active.mismatch
 run_if = _active.run_if
+skip_reduction = _active.skip_reduction
 sum_over = _active.sum_over
-take_merged = _active.take_merged
 total = _active.total

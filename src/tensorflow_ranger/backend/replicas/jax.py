@@ -6,6 +6,7 @@ import os
 import jax
 import keras
 
+from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.backend.jax import run_if as run_if
 
 SUMS_METRICS = False  # a shard's metrics know nothing of other shards
@@ -70,7 +71,7 @@ def mismatch(variables):
             "of its own. Call keras.distribution.set_distribution(keras.distribution."
             "DataParallel()) before the model is built."
         )
-    layouts = getattr(distribution, "_layout_map", None)
+    layouts = keras_internals.layout_map(distribution)
     if layouts is not None and not any(
         layouts[variable.path] is not None for variable in variables
     ):
@@ -87,8 +88,9 @@ def sum_over(tensors):
     return list(jax.lax.psum(tuple(tensors), _axes[-1]))
 
 
-def take_merged(optimizer):
-    """Let `optimizer` take gradients as summed: Keras does not sum them."""
+def skip_reduction(optimizer):
+    """Return a context in which `optimizer` takes gradients as sums: on JAX it always does."""
+    return contextlib.nullcontext()
 
 
 def begin_alike(variables):

@@ -5,6 +5,7 @@ import os
 
 import tensorflow as tf
 
+from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.backend import tensorflow as local
 
 SUMS_METRICS = True  # Keras' metrics are summed over the replicas when they are read
@@ -34,7 +35,13 @@ def count():
 def in_lockstep(variables):
     """Return whether several processes must run the same program, with the same collectives."""
     strategy = strategy_of(variables)
-    return strategy is not None and strategy.extended._in_multi_worker_mode()
+    return strategy is not None and is_multi_worker(strategy)
+
+
+def is_multi_worker(strategy):
+    """Return whether the replicas of `strategy` are spread over several processes."""
+    # Public names tell it by class alone, and a strategy may be of a user's own class.
+    return strategy.extended._in_multi_worker_mode()  # noqa: SLF001
 
 
 def copies(variables):
@@ -94,9 +101,9 @@ def run_if(predicate, function, variables):
         tf.distribute.get_replica_context().merge_call(run_on_all, args=(predicate,))
 
 
-def take_merged(optimizer):
-    """Let `optimizer` take gradients as summed, which Keras would sum once more."""
-    optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
+def skip_reduction(optimizer):
+    """Return a context in which `optimizer` takes gradients as sums, and sums them no more."""
+    return keras_internals.skip_reduction(optimizer)
 
 
 def begin_alike(variables):

@@ -96,8 +96,9 @@ def _buckets(tensors):
     return buckets
 
 
-def take_merged(optimizer):
-    """Let `optimizer` take gradients as summed: Keras does not sum them."""
+def skip_reduction(optimizer):
+    """Return a context in which `optimizer` takes gradients as sums: on PyTorch it always does."""
+    return contextlib.nullcontext()
 
 
 @torch.no_grad()

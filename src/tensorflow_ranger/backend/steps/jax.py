@@ -4,6 +4,7 @@ import jax
 
 from tensorflow_ranger.backend import replicas
 from tensorflow_ranger.backend.steps.jax_replicas import Mesh, ReplicaStep
+from tensorflow_ranger.backend.steps.jax_replicas import trainer_overrides as trainer_overrides
 from tensorflow_ranger.backend.steps.jax_step import JaxStep
 from tensorflow_ranger.backend.steps.jax_step import add_gradients as add_gradients
 from tensorflow_ranger.backend.steps.jax_step import current_values as current_values
@@ -23,11 +24,6 @@ def rows(leaf):
     if not len(leaf.shape):
         return -1
     return Mesh().rows(leaf) if replicas.has_several(()) else leaf.shape[0]
-
-
-def trainer_overrides(model):
-    """Return the methods of Keras' trainer that `model` needs others for, by their names: none."""
-    return {}
 
 
 def without_optionals(data):

@@ -1,7 +1,6 @@
 """JAX: a batch on the replicas of a `keras.distribution`, an uneven one, too."""
 
 import math
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +8,8 @@ import keras
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tensorflow_ranger.backend.replicas.jax import over
+from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.backend.replicas.jax import has_several, over
 from tensorflow_ranger.backend.steps.jax_step import JaxStep
 from tensorflow_ranger.backend.steps.samples import count, first
 
@@ -72,7 +72,6 @@ class ReplicaStep(JaxStep):
 
     def __init__(self, phases):
         super().__init__(phases, "device", True)
-        feed_uneven_batches()
         self._mesh = Mesh()
         self._jitted: Any = None
         self._whole = self._run_shards
@@ -150,26 +149,28 @@ class Rows:
         )
 
 
-def feed_uneven_batches():
-    """Let Keras' iterators hand on the batches that they can't shard.
+def trainer_overrides(model):
+    """Return the methods of Keras' trainer that `model` needs others for, by their names.
 
-    One process computes them on every replica, but for training by `microbatch`, which shares them
-    out. Several processes have rows of their own: only `microbatch` takes those.
+    Its iterators hand on the batches that Keras can't shard. One process computes them on every
+    replica, but for training by `microbatch`, which shares them out. Several processes have rows
+    of their own: only `microbatch` takes those.
     """
-    trainer = next(c for c in keras.Model.__mro__ if c.__name__ == "JAXTrainer")
-    names = vars(sys.modules[trainer.__module__])
-    distribute = names["_distribute_data"]
-    if distribute.__module__ == __name__:
-        return
 
-    def distribute_or_hand_on(data, layouts=None):
-        distribution = keras.distribution.distribution()
-        if distribution is None or count(data) % Mesh().replicas_here == 0:
-            return distribute(data, layouts)
-        make = np.asarray if jax.process_count() == 1 else Rows
-        return keras.tree.map_structure(lambda x: None if x is None else make(x), data)
+    def look_at(iterator):
+        if has_several(()):
+            keras_internals.hand_on_uneven_batches(iterator, _is_even, _unsharded)
 
-    names["_distribute_data"] = distribute_or_hand_on
+    return keras_internals.before_build(model, look_at)
+
+
+def _is_even(data):
+    return count(data) % Mesh().replicas_here == 0
+
+
+def _unsharded(data):
+    make = np.asarray if jax.process_count() == 1 else Rows
+    return keras.tree.map_structure(lambda leaf: None if leaf is None else make(leaf), data)
 
 
 def _is_global(leaf):

@@ -6,11 +6,14 @@ Plain `fit` fails there: Keras makes one tensor of a worker's part of a batch, a
 import keras
 import tensorflow as tf
 
+from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.backend.replicas.tensorflow import is_multi_worker
+
 
 def trainer_overrides(model):
     """Return the methods of Keras' trainer that `model` needs others for, by their names."""
-    strategy = model._distribute_strategy
-    if strategy is None or not strategy.extended._in_multi_worker_mode():
+    strategy = keras_internals.strategy_of(model)
+    if strategy is None or not is_multi_worker(strategy):
         return {}
 
     def symbolic_build(iterator=None, data_batch=None):
@@ -18,7 +21,7 @@ def trainer_overrides(model):
             _, _, batches = next(iter(iterator))
             data_batch = keras.tree.map_structure(_local, next(batches))
         with strategy.scope():
-            model._symbolic_build(data_batch=data_batch)
+            keras_internals.build(model, data_batch)
 
     def make_test_function(force=False):
         if model.test_function is not None and not force:
@@ -37,7 +40,10 @@ def trainer_overrides(model):
 
         model.test_function = test_next
 
-    return {"_maybe_symbolic_build": symbolic_build, "make_test_function": make_test_function}
+    return {
+        **keras_internals.in_place_of_build(symbolic_build),
+        "make_test_function": make_test_function,
+    }
 
 
 def _local(values):

@@ -1,10 +1,11 @@
 """PyTorch: a loop in Python; gradients are added as the backward pass finds them."""
 
 import contextlib
+import functools
 
 import keras
 import torch
-import torch._functorch.config
+from torch._functorch import config as functorch
 
 from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases
 from tensorflow_ranger.backend.replicas.torch import count as replica_count
@@ -104,10 +105,12 @@ class Step:
         self._prepared = False
         self._unfinished = False
         self._batch = None
+        self._context = contextlib.nullcontext
         if compiled:
             if phases.losses > 1:
                 # A compiled backward pass gives up its buffers, and here it runs once per loss.
-                torch._functorch.config.donated_buffer = False
+                # What is compiled and what it checks when it runs both depend on this.
+                self._context = functools.partial(functorch.patch, donated_buffer=False)
             phases.compile_call(torch.compile)
 
     def run(self, state, data, size, rows):
@@ -139,7 +142,7 @@ class Step:
         elif phases.measures_noise:
             self._batch.miss_noise()
         batch = self._batch
-        with own_draws():
+        with own_draws(), self._context():
             batch.run(size)
         gathered = (data, batch.outputs) if phases.gathers else ()
         with torch.no_grad():

@@ -1,15 +1,8 @@
-"""What Keras does not export and this library needs: one small function for each private name.
-
-Read in Keras 3.12 to 3.15. No other file imports a private module of Keras or assigns a private
-attribute of its objects.
-"""
+"""What Keras keeps with tensors, variables and their layouts. Read in Keras 3.12 to 3.15."""
 
 import contextlib
 
-import keras
 from keras.src import backend as keras_backend
-from keras.src.backend.common import global_state
-from keras.src.trainers import data_adapters
 
 
 def get_mask(tensor):
@@ -22,36 +15,29 @@ def set_mask(tensor, mask):
     keras_backend.set_keras_mask(tensor, mask)
 
 
-def is_saving():
-    """Return whether a model is being saved at this moment."""
-    return global_state.get_global_attribute("shared_objects/id_to_obj_map") is not None
+def layout_of(variable):
+    """Return the layout of `variable` under a `keras.distribution`, or None.
 
-
-def as_fit_converts(x, y, sample_weight, samples):
-    """Return the arrays of a batch as `fit` hands them to a training step.
-
-    Args:
-        x: Inputs.
-        y: Targets, or None.
-        sample_weight: Sample weights, or None.
-        samples: Number of samples.
-
-    Returns:
-        Tuple of nested tensors.
+    Keras gives a variable its ``_layout`` where it is made; tensors and variables of other
+    frameworks have none.
     """
-    adapter = data_adapters.get_data_adapter(x, y, sample_weight, batch_size=samples)
-    if keras.config.backend() == "tensorflow":
-        batch = next(iter(adapter.get_tf_dataset()))
-    elif keras.config.backend() == "jax":
-        batch = next(iter(adapter.get_jax_iterator()))
-    else:
-        batch = next(iter(adapter.get_torch_dataloader()))
-    return keras.utils.unpack_x_y_sample_weight(batch)
+    return getattr(variable, "_layout", None)
+
+
+def layout_map(distribution):
+    """Return the `LayoutMap` of a `keras.distribution.ModelParallel`; of others, None.
+
+    ``ModelParallel.__init__`` keeps it as ``_layout_map``.
+    """
+    return getattr(distribution, "_layout_map", None)
 
 
 @contextlib.contextmanager
 def rows_of_state(layers, variables, rows):
     """Let layers that keep state for each sample run on fewer samples than they were built for.
+
+    ``RNN.call`` compares the number of samples with ``_expected_batch_size``, and a variable's
+    assignments with its ``_shape``.
 
     Args:
         layers: Recurrent layers with ``stateful=True``, which compare the number of samples.
