@@ -49,71 +49,91 @@ class Phases(Protocol):
     @property
     def model(self) -> Any:
         """The Keras model."""
+        ...
 
     @property
     def weights(self) -> Sequence[Any]:
         """The variables that are trained."""
+        ...
 
     @property
     def metrics(self) -> Sequence[Any]:
         """The variables of metrics."""
+        ...
 
     @property
     def losses(self) -> int:
         """How many losses are differentiated."""
+        ...
 
     @property
     def accumulator(self) -> Any:
         """What holds the sums of gradients: see `accumulation`."""
+        ...
 
     @property
     def measures_noise(self) -> bool:
         """Whether `add` needs the squared norm of each micro-batch's gradient."""
+        ...
 
     @property
     def needs_masses(self) -> bool:
         """Whether a loss is divided by something else than its number of samples."""
+        ...
 
     @property
     def gathers(self) -> bool:
         """Whether `finish` needs the batch's outputs."""
+        ...
 
     @property
     def is_settled(self) -> bool:
         """Whether all is known that decides what a step computes."""
+        ...
 
     def require_rows(self, samples: int) -> None:
         """Raise if layers keep state for another number of samples."""
+        ...
 
     def compile_call(self, compiled: Any) -> None:
         """Let ``compiled(call)`` call the model from now on."""
+        ...
 
     def prepare(self, data: Any, samples: int | None) -> None:
         """Learn from a micro-batch of a batch of `samples`, without training on it."""
+        ...
 
     def probe(self, data: Any) -> Any:
         """Return what the model makes of some samples, whole and in two halves."""
+        ...
 
     def examine(self, run: Any, data: Any, size: int) -> None:
         """Find out what `prepare` left open: `run` calls `probe`."""
+        ...
 
     def open(self) -> list[Any]:
         """Return the sums of no gradient: one per weight, for each loss."""
+        ...
 
     def begin(self) -> tuple[Any, Any]:
         """Return the factor and the scale of `BatchTotals`."""
+        ...
 
     def initial(self) -> LoopState:
         """Return what the first micro-batch is handed."""
+        ...
 
     def count(self, data: Any) -> Any:
         """Return the number of samples in `data` as a scalar."""
+        ...
 
     def measure(self, data: Any) -> Any:
         """Return the masses of a micro-batch, one scalar per loss."""
+        ...
 
     def agreed(self, samples: Any, masses: Any) -> tuple[Any, Any]:
         """Return the batch's samples and masses, from those of this replica's part of it."""
+        ...
 
     def add(
         self,
@@ -124,6 +144,7 @@ class Phases(Protocol):
         replica_weight: float | None = None,
     ) -> tuple[Any, LoopState, Any]:
         """Add one micro-batch; return the sums, the state, and the outputs if `gathers`."""
+        ...
 
     def finish(
         self, sums: Any, state: LoopState, rows: Any, data: Any = None, outputs: Any = ()

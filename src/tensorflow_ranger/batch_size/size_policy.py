@@ -7,6 +7,7 @@ why.
 
 import logging
 import sys
+from typing import Any
 
 from tensorflow_ranger.batch_size.plan import Candidate, MicrobatchPlan, format_bytes
 from tensorflow_ranger.batch_size.search import Search
@@ -85,17 +86,15 @@ class SearchedSize:
 
     def __init__(self, limit=None):
         self._limit = limit
-        self._batch = None
-        self._search = None
-        self._found = None
+        self._batch: int | None = None
+        self._search: Any = None  # a `Search` from the first batch on
+        self._found: FixedSize | None = None
         self.plan = MicrobatchPlan(None, (), None, "Nothing has been measured yet.")
 
     @property
     def size(self):
-        """The samples per micro-batch to run next, or None before `begin`."""
-        if self._found is not None:
-            return self._found.size
-        return None if self._search is None else self._search.size
+        """The samples per micro-batch to run next. `begin` comes first."""
+        return self._search.size if self._found is None else self._found.size
 
     def begin(self, samples, held, memory_of):
         """Begin the search with the first batch.

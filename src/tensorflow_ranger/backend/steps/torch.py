@@ -7,6 +7,7 @@ import keras
 import torch
 from torch._functorch import config as functorch
 
+from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases
 from tensorflow_ranger.backend.replicas.torch import count as replica_count
 from tensorflow_ranger.backend.replicas.torch import own_draws
@@ -85,7 +86,9 @@ def _detached(tensor):
     if not isinstance(tensor, torch.Tensor) or not tensor.requires_grad:
         return tensor
     detached = tensor.detach()
-    vars(detached).update(vars(tensor))  # Keras hangs an output's mask on it
+    mask = keras_internals.get_mask(tensor)
+    if mask is not None:
+        keras_internals.set_mask(detached, mask)
     return detached
 
 
