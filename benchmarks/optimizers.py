@@ -29,13 +29,13 @@ import keras
 import numpy as np
 from keras import layers
 
-from tensorflow_ranger.cli.tasks import digits
 from tensorflow_ranger.optimizers.fan_in import tag_fan_in
 from tensorflow_ranger.optimizers.radam import RAdam
 from tensorflow_ranger.optimizers.ranger import Ranger
 from tensorflow_ranger.optimizers.ranger21 import Ranger21
 from tensorflow_ranger.optimizers.ranger_optimizer import RangerOptimizer
 from tensorflow_ranger.rules.lookahead import Lookahead
+from tensorflow_ranger_cli.tasks import digits
 
 RATES = [10 ** (half / 2) for half in range(-7, 3)]  # 3.2e-4 to 10
 TUNING_SEEDS = (101, 102)

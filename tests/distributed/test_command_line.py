@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
+from tests.application import runs
 from tests.distributed import launch
-from tests.unit.cli import runs
 
 # The window that the last batch is in stays open, and is in the checkpoint.
 OPTIONS = ("--batch-size", "300", "--accumulation-steps", "4", "--epochs", "1")
