@@ -66,7 +66,7 @@ def test_a_finished_run_resumes_to_itself_as_a_user_would_do_it(finished, stoppe
     (stopped / "model.keras").unlink()  # as if killed after the last epoch
     other = "torch" if keras.config.backend() == "jax" else "jax"
     result = subprocess.run(
-        [sys.executable, "-m", "tensorflow_ranger", "train", "--resume", "--output", stopped],
+        [sys.executable, "-m", "tensorflow_ranger_cli", "train", "--resume", "--output", stopped],
         capture_output=True,
         text=True,
         check=False,

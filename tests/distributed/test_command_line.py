@@ -46,7 +46,7 @@ def run_in_two(directory):
 
     torchrun shows what its processes write in one stream.
     """
-    train = ["-m", "tensorflow_ranger", "train", "--output", str(directory), *OPTIONS]
+    train = ["-m", "tensorflow_ranger_cli", "train", "--output", str(directory), *OPTIONS]
     if keras.config.backend() == "torch":
         return finish([launch.start(launch.torchrun(*train), subprocess.PIPE)])
     backend = keras.config.backend()

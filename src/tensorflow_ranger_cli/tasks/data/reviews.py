@@ -39,18 +39,30 @@ def texts():
     Raises:
         CommandError: The data is missing or another.
     """
+    archive = FILE.read()
     found, domains, scores = [], [], []
-    with tarfile.open(fileobj=io.BytesIO(FILE.read())) as outer:
-        inner = member(outer, _INNER)
-    with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
-        for domain, name in enumerate(_MEMBERS):
-            table = member(archive, f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
-            for line in table.decode("utf-8", "replace").splitlines():
-                _, score, text = line.split("\t", 2)
-                found.append(html.unescape(text))
-                domains.append(domain)
-                scores.append(score)
+    for number, domain in enumerate(DOMAINS):
+        for line in table(archive, domain):
+            _, score, text = line.split("\t", 2)
+            found.append(html.unescape(text))
+            domains.append(number)
+            scores.append(score)
     return found, np.array(domains, "int32"), np.array(scores, "float32")
+
+
+def table(archive, domain):
+    """Return the lines of a domain, each with its number, its score and its text between tabs.
+
+    Args:
+        archive: Bytes of `FILE`.
+        domain: One of `DOMAINS`.
+    """
+    name = _MEMBERS[DOMAINS.index(domain)]
+    with tarfile.open(fileobj=io.BytesIO(archive)) as outer:
+        inner = member(outer, _INNER)
+    with tarfile.open(fileobj=io.BytesIO(inner)) as tables:
+        lines = member(tables, f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
+    return lines.decode("utf-8", "replace").splitlines()
 
 
 def load():
