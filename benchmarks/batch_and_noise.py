@@ -12,7 +12,7 @@ import keras
 import matplotlib as mpl
 
 import tensorflow_ranger as ranger
-from tensorflow_ranger.cli import tasks
+from tensorflow_ranger_cli.tasks import registry
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
@@ -36,7 +36,7 @@ class StopAtGoal(keras.callbacks.Callback):
 
 def train(batch, callbacks, epochs):
     """Return the history of a training with `batch` samples per update."""
-    task = tasks.find(TASK)
+    task = registry.find(TASK)
     (x, y), _ = task.load()
     keras.utils.set_random_seed(0)
     model = task.build_model(0)
@@ -57,7 +57,7 @@ def main():
         *(history[name] for name in ("loss", "noise_scale", "noise_scale_low")), strict=True
     ):
         print("loss {:.3f}, noise scale {:.0f}, at least {:.0f}".format(*row), flush=True)
-    samples = len(tasks.find(TASK).load()[0][0])
+    samples = len(registry.find(TASK).load()[0][0])
     costs = {}
     for batch in BATCHES:
         losses = train(batch, [StopAtGoal()], EPOCHS)["loss"]

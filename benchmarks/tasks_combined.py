@@ -13,8 +13,8 @@ import keras
 import matplotlib as mpl
 
 import tensorflow_ranger as ranger
-from tensorflow_ranger.cli.tasks import reviews_multitask
 from tensorflow_ranger.multitask.combinations import COMBINATIONS
+from tensorflow_ranger_cli.tasks import reviews_multitask
 
 mpl.use("svg")
 from matplotlib import pyplot as plt

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 import tensorflow_ranger as ranger
-from tensorflow_ranger.cli.tasks import digits
+from tensorflow_ranger_cli.tasks import digits
 
 # The optimizers that treat each weight by itself, so that a process can update its shard alone.
 ELEMENTWISE = "SGD, Adam, AdamW, Nadam, Adamax, Lion, RMSprop, Adagrad, Adadelta, Ftrl, RAdam"

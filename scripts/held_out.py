@@ -18,13 +18,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from tensorflow_ranger.cli import tasks
-from tensorflow_ranger.cli.errors import CommandError
-from tensorflow_ranger.cli.frameworks import import_keras, silent_stdout
-from tensorflow_ranger.cli.launch import Launch, joined
-from tensorflow_ranger.cli.run import Run
-from tensorflow_ranger.cli.run_directory import RunDirectory
-from tensorflow_ranger.cli.settings import Settings
+from tensorflow_ranger_cli.errors import CommandError
+from tensorflow_ranger_cli.keras_backend import import_keras
+from tensorflow_ranger_cli.runs.launch import Launch, joined
+from tensorflow_ranger_cli.runs.run import Run
+from tensorflow_ranger_cli.runs.run_directory import RunDirectory
+from tensorflow_ranger_cli.runs.settings import Settings
+from tensorflow_ranger_cli.silence import silent_stdout
+from tensorflow_ranger_cli.tasks import registry
 
 HEADER = ("task", "held out", "bar", "seconds", "updates", "batch", "micro-batch")
 MULTITASK = "reviews-multitask"
@@ -39,7 +40,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            wanted = [tasks.find(name) for name in options.tasks or tasks.names()]
+            wanted = [registry.find(name) for name in options.tasks or registry.names()]
             backend = import_keras()
             trained = [
                 Trained(task, options.output or Path(folder), backend)
@@ -68,7 +69,7 @@ class Trained:
     def __init__(self, task, output, backend):
         self.name = task.name
         # A model of one output has the name of none of the command line's tasks.
-        known = task.name if task.name in tasks.names() else MULTITASK
+        known = task.name if task.name in registry.names() else MULTITASK
         self.settings = Settings.new({"task": known}).on(backend)
         directory = RunDirectory(output / task.name.replace(": ", "-"))
         launched = Launch()
@@ -105,7 +106,7 @@ def alone(task):
     """Return a task for each output that `task` has beside others, with a model of it alone."""
     if task.name != MULTITASK:
         return []
-    from tensorflow_ranger.cli.tasks import reviews_multitask
+    from tensorflow_ranger_cli.tasks import reviews_multitask
 
     def load(output):
         return tuple((x, {output: y[output]}) for x, y in task.load())

@@ -1,5 +1,5 @@
-"""The entry point of the command line, in a package of its own.
+"""The application: the ``tensorflow-ranger`` command, written with the library's public names.
 
-Importing `tensorflow_ranger` imports Keras, which reads its backend then. The command line chooses
-the backend first, so what starts it stands outside the library.
+Importing `tensorflow_ranger` imports Keras, which reads its backend then. The application chooses
+the backend first, so it imports the library inside functions.
 """

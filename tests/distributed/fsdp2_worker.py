@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 import tensorflow_ranger as ranger
 from examples import fsdp2
-from tensorflow_ranger.cli.tasks import digits
+from tensorflow_ranger_cli.tasks import digits
 
 UPDATES = 20
 BATCH = 125  # 63 and 62 samples, in micro-batches of 16 and 15

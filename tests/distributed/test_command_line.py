@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
+from tests.application import runs
 from tests.distributed import launch
-from tests.unit.cli import runs
 
 # The window that the last batch is in stays open, and is in the checkpoint.
 OPTIONS = ("--batch-size", "300", "--accumulation-steps", "4", "--epochs", "1")
@@ -46,7 +46,7 @@ def run_in_two(directory):
 
     torchrun shows what its processes write in one stream.
     """
-    train = ["-m", "tensorflow_ranger", "train", "--output", str(directory), *OPTIONS]
+    train = ["-m", "tensorflow_ranger_cli", "train", "--output", str(directory), *OPTIONS]
     if keras.config.backend() == "torch":
         return finish([launch.start(launch.torchrun(*train), subprocess.PIPE)])
     backend = keras.config.backend()

@@ -53,4 +53,4 @@ def test_first_commands_lead_to_a_report(tmp_path):
         )
     page = (tmp_path / "runs/digits/report.html").read_text(encoding="utf-8")
     assert "<th>updates</th><td>313</td>" in page
-    assert (packages / "tensorflow_ranger/cli/main.py").exists()
+    assert (packages / "tensorflow_ranger_cli/main.py").exists()

@@ -11,9 +11,9 @@ import pytest
 from keras.src.backend.common import dtypes  # noqa: TID251 (see test_microbatch_cases.py)
 
 from tensorflow_ranger import microbatch
-from tensorflow_ranger.cli import tasks
-from tensorflow_ranger.cli.batches import TaskBatches, count
-from tests.unit.cli import slices
+from tensorflow_ranger_cli.runs.shuffled_batches import ShuffledBatches, count
+from tensorflow_ranger_cli.tasks import registry
+from tests.application import slices
 
 UPDATES = 30
 SAMPLES = 80  # of an update: a micro-batch of 64, and a rest of 16
@@ -42,7 +42,7 @@ def samples_of(name):
 
 def trained(name, size, x, y):
     """Return the weights before and after `UPDATES` updates."""
-    task = tasks.find(name)
+    task = registry.find(name)
     model = task.build_model(0)
     for layer in model.layers:
         if isinstance(layer, keras.layers.Dropout):
@@ -54,7 +54,7 @@ def trained(name, size, x, y):
     model.compile(optimizer, **{**task.compile_arguments(), "jit_compile": jit_compile})
     microbatch(model, size)
     before = model.get_weights()
-    batches = TaskBatches(x, y, SAMPLES, seed=0)
+    batches = ShuffledBatches(x, y, SAMPLES, seed=0)
     model.fit(batches, shuffle=False, verbose=0, epochs=UPDATES)
     assert int(optimizer.iterations) == UPDATES
     return before, model.get_weights()
@@ -64,7 +64,7 @@ def trained(name, size, x, y):
     "name",
     [
         pytest.param(name, marks=[] if name == "digits" else [pytest.mark.thorough])
-        for name in tasks.names()
+        for name in registry.names()
     ],
 )
 def test_micro_batches_end_where_whole_batches_do(name, exact):

@@ -11,9 +11,9 @@ import signal
 import sys
 import threading
 
-from tensorflow_ranger.cli.main import main
-from tensorflow_ranger.training.update_history import UpdateHistory
-from tests.unit.cli import runs
+from tensorflow_ranger_cli.main import main
+from tensorflow_ranger_cli.runs.update_history import UpdateHistory
+from tests.application import runs
 
 
 def die_at(micro_batches, delay):

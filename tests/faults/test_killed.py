@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import pytest
 
+from tests.application import runs
 from tests.faults import command
-from tests.unit.cli import runs
 
 EPOCHS = 3
 MICRO_BATCHES = EPOCHS * runs.MICRO_BATCHES

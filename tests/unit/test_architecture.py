@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 PACKAGE = "tensorflow_ranger"
-COMMAND = "tensorflow_ranger_cli"  # the command line's package, which starts it
-SOURCE = Path(__file__).resolve().parents[2] / "src" / PACKAGE
+APPLICATION = "tensorflow_ranger_cli"
+SOURCES = Path(__file__).resolve().parents[2] / "src"
+SOURCE = SOURCES / PACKAGE
 
 # From the top down: a room imports from itself and from those below it. Rooms of one line do not
-# know each other. `python -m tensorflow_ranger` is the command line under another name.
+# know each other.
 ROOMS = [
     {"__main__"},
     {"__init__"},
-    {"python"},
-    {"cli"},
+    {"python", "callbacks"},
     {"training"},
     {"optimizers"},
     {"batch_size", "multitask", "distribution"},
@@ -26,10 +26,33 @@ ROOMS = [
     {"rules"},
     {"backend"},
 ]
-FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
+APPLICATION_ROOMS = [
+    {"__main__"},
+    {"main"},
+    {"app"},
+    {"commands"},
+    {"report"},
+    {"runs"},
+    {"tasks"},
+    {"options"},
+    {"frameworks", "keras_backend", "byte_counts"},
+    {"silence", "spelling", "errors"},
+    {"__init__"},
+]
+
+
+def floors(rooms):
+    """Return the number of each room's line."""
+    return {room: floor for floor, line in enumerate(rooms) for room in line}
+
+
+FLOOR = floors(ROOMS)
+APPLICATION_FLOOR = floors(APPLICATION_ROOMS)
 # The only folder that may know what Keras does not export.
 INTERNALS = Path("backend/keras_internals")
 FRAMEWORKS = {"tensorflow", "jax", "jaxlib", "torch"}
+# What users import, beside the public names of the package itself.
+PUBLIC_MODULES = {f"{PACKAGE}.callbacks", f"{PACKAGE}.python.ranger_optimizer"}
 
 
 def room_of(module):
@@ -75,15 +98,13 @@ def violations(path, source):
             found.append(f"{where} is a framework outside backend/")
         elif f"{module}.".startswith("keras.src.") and INTERNALS not in path.parents:
             found.append(f"{where} is private to Keras")
-        elif top == COMMAND and room != "__main__":
-            found.append(f"{where} is the command, which imports the library")
+        elif top == APPLICATION:
+            found.append(f"{where} is the application, which imports the library")
         elif top == PACKAGE:
             target = room_of(module)
-            # The commands use what a user would: the public names.
-            public = room == "cli" and target == "__init__"
             if target not in FLOOR:
                 found.append(f"{where} is not in the list of rooms")
-            elif target != room and FLOOR[target] <= FLOOR[room] and not public:
+            elif target != room and FLOOR[target] <= FLOOR[room]:
                 found.append(f"{where} points up, or to a neighbour")
     return found
 
@@ -193,16 +214,106 @@ def test_imports_point_down():
     assert not found, "\n".join(found)
 
 
-def test_the_command_imports_no_room_but_its_own():
-    files = sorted(SOURCE.with_name(COMMAND).rglob("*.py"))
+def public_names():
+    """Return the names that the package's `__init__` imports as themselves."""
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name for node in imports for alias in node.names if alias.asname == alias.name}
+
+
+def uses_of_library(tree):
+    """Yield ``(line, name)`` for what is imported of the library, or reached as its attribute."""
+    called = set()  # what this file calls the library
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name == PACKAGE:
+                    called.add(alias.asname or alias.name)
+                elif alias.name.startswith(f"{PACKAGE}."):
+                    yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"{PACKAGE}."):
+            for alias in node.names:
+                yield node.lineno, f"{node.module}.{alias.name}"
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in called
+        ):
+            yield node.lineno, f"{PACKAGE}.{node.attr}"
+
+
+def violations_of_application(path, source):
+    """Return what is wrong with the imports of the application's file at `path`."""
+    room = path.parts[0].removesuffix(".py")
+    if room not in APPLICATION_FLOOR:
+        return [f"{path}: {room} is not in the list of rooms"]
+    tree, found = ast.parse(source), []
+    for line, name in uses_of_library(tree):
+        module = name.rpartition(".")[0]
+        is_public = module == PACKAGE and name.rpartition(".")[2] in public_names()
+        if not is_public and not {name, module} & PUBLIC_MODULES:
+            found.append(f"{path}:{line}: {name} is no public name")
+    for line, module in imported_modules(tree):
+        where = f"{path}:{line}: {module}"
+        parts = module.split(".")
+        if module.startswith("."):
+            found.append(f"{where} is a relative import")
+        elif parts[0] in FRAMEWORKS and room != "frameworks":
+            found.append(f"{where} is a framework outside frameworks/")
+        elif f"{module}.".startswith("keras.src."):
+            found.append(f"{where} is private to Keras")
+        elif parts[0] == APPLICATION:
+            target = parts[1] if len(parts) > 1 else "__init__"
+            if target not in APPLICATION_FLOOR:
+                found.append(f"{where} is not in the list of rooms")
+            elif target != room and APPLICATION_FLOOR[target] <= APPLICATION_FLOOR[room]:
+                found.append(f"{where} points up, or to a neighbour")
+    return found
+
+
+def test_the_application_imports_public_names_and_its_rooms_point_down():
+    folder = SOURCES / APPLICATION
+    files = sorted(folder.rglob("*.py"))
     assert files
-    imported = [
-        module
-        for file in files
-        for _, module in imported_modules(ast.parse(file.read_text(encoding="utf-8")))
-        if module.partition(".")[0] == PACKAGE
-    ]
-    assert {room_of(module) for module in imported} == {"cli"}
+    found = []
+    for file in files:
+        source = file.read_text(encoding="utf-8")
+        found += violations_of_application(file.relative_to(folder), source)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "complaint"),
+    [
+        ("runs/run.py", "from tensorflow_ranger import backend", "no public name"),
+        ("runs/run.py", "from tensorflow_ranger.training.verify import verify", "no public name"),
+        ("runs/run.py", "import tensorflow_ranger.batch_size.plan", "no public name"),
+        ("runs/run.py", "import tensorflow_ranger as r\nr.training.verify", "no public name"),
+        ("runs/run.py", "from tensorflow_ranger_cli.commands import train", "points up"),
+        ("tasks/digits.py", "def f():\n    from tensorflow_ranger_cli import runs", "points up"),
+        ("runs/run.py", "import torch", "framework"),
+        ("runs/run.py", "from keras.src import tree", "private"),
+        ("kitchen/sink.py", "", "list of rooms"),
+    ],
+)
+def test_a_wrong_import_of_the_application_is_found(path, source, complaint):
+    (found,) = violations_of_application(Path(path), source)
+    assert complaint in found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from tensorflow_ranger import MicrobatchPlan, microbatch",
+        "from tensorflow_ranger.callbacks import NoiseScale",
+        "import tensorflow_ranger as ranger\nranger.callbacks.NoiseScale",
+        "from tensorflow_ranger.python import ranger_optimizer",
+        "from tensorflow_ranger_cli.tasks import registry",
+    ],
+)
+def test_a_right_import_of_the_application_is_not(source):
+    assert violations_of_application(Path("runs/run.py"), source) == []
 
 
 @pytest.mark.parametrize(
@@ -212,19 +323,20 @@ def test_the_command_imports_no_room_but_its_own():
         ("accumulation/window.py", "import tensorflow_ranger.training.fit", "points up"),
         ("rules/radam.py", "from tensorflow_ranger import RangerOptimizer", "points up"),
         ("backend/jax.py", "from tensorflow_ranger import accumulation", "points up"),
-        ("optimizers/radam.py", "def f():\n    from tensorflow_ranger import cli", "points up"),
+        ("optimizers/radam.py", "def f():\n    import tensorflow_ranger.callbacks", "points up"),
         ("multitask/mgda.py", "import tensorflow_ranger.batch_size.search", "neighbour"),
         ("rules/radam.py", "from tensorflow_ranger.kitchen import sink", "list of rooms"),
         ("kitchen/sink.py", "", "list of rooms"),
         ("rules/radam.py", "from . import lookahead", "relative"),
         ("rules/radam.py", "import tensorflow as tf", "framework"),
-        ("cli/train.py", "from torch.nn import functional", "framework"),
+        ("training/microbatch.py", "from torch.nn import functional", "framework"),
         ("optimizers/radam.py", "def f():\n    import jax.numpy as jnp", "framework"),
         ("optimizers/radam.py", "from keras.src import tree", "private"),
         ("optimizers/radam.py", "from keras import src", "private"),
         ("backend/torch.py", "import keras.src.backend", "private"),
         ("training/fit.py", "import keras\nkeras.src.tree", "private"),
-        ("__init__.py", "def f():\n    import tensorflow_ranger_cli.main", "the command"),
+        ("__init__.py", "def f():\n    import tensorflow_ranger_cli.main", "the application"),
+        ("__main__.py", "from tensorflow_ranger_cli.main import main", "the application"),
     ],
 )
 def test_a_wrong_import_is_found(path, source, complaint):
@@ -235,11 +347,10 @@ def test_a_wrong_import_is_found(path, source, complaint):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("__main__.py", "from tensorflow_ranger_cli.main import main"),
         ("__init__.py", "from tensorflow_ranger.optimizers.radam import RAdam as RAdam"),
         ("python/ranger_optimizer.py", "from tensorflow_ranger.optimizers import radam"),
-        ("cli/train.py", "from tensorflow_ranger import RangerOptimizer"),
-        ("cli/train.py", "from tensorflow_ranger.cli import app"),
+        ("__main__.py", "import subprocess"),
+        ("callbacks.py", "from tensorflow_ranger.training.noise_scale import NoiseScale"),
         ("optimizers/radam.py", "from tensorflow_ranger import backend"),
         ("backend/jax.py", "import jax\nimport jaxlib"),
         ("rules/radam.py", "from keras import ops, tree"),

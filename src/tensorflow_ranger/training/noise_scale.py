@@ -40,6 +40,10 @@ class NoiseScale(keras.callbacks.Callback):
     Attributes:
         estimate: The last `NoiseEstimate`, or None.
         advice: What the estimate means, in words.
+        averages: List of the floats that the estimate is made of. With `microbatch` no saved model
+            holds them: assign those of a stopped `fit`, before the next one or within it, to go on
+            measuring where it ended. None before `fit`, and with a `RangerOptimizer`, whose saved
+            state holds them.
 
     Raises:
         ValueError: An argument is out of range; in `fit`, the model has neither `microbatch` nor a
@@ -64,6 +68,7 @@ class NoiseScale(keras.callbacks.Callback):
         self._memory = memory
         self._verbose = verbose
         self._statistics = None
+        self._first_averages = None  # what the next `fit` begins with, if it was told
         self.estimate = None
         self._epoch_updates = None
 
@@ -86,6 +91,20 @@ class NoiseScale(keras.callbacks.Callback):
             )
         return words
 
+    @property
+    def averages(self):
+        """The numbers that the estimate is made of."""
+        if self._statistics is None:
+            return self._first_averages
+        return self._statistics.read().tolist()
+
+    @averages.setter
+    def averages(self, values):
+        if self._statistics is None:
+            self._first_averages = values
+        elif values is not None:
+            self._statistics.values.assign(values)
+
     def set_model(self, model):
         """Make the model's steps measure."""
         super().set_model(model)
@@ -95,6 +114,7 @@ class NoiseScale(keras.callbacks.Callback):
                 model.train_function = None  # a compiled one does not measure
             self._statistics = batcher.noise
             keras_internals.add_metric(model, self._statistics)
+            self.averages, self._first_averages = self._first_averages, None
             return
         optimizer = _measuring(model.optimizer)
         if optimizer is None:

@@ -1,5 +1,6 @@
 """NoiseScale: what it logs is the twin's, for what the model's micro-batches were."""
 
+import json
 import math
 from typing import Any
 
@@ -224,6 +225,28 @@ def test_the_averages_go_on_in_the_next_fit():
     history = train(model, arguments, callback, epochs=2).history
     assert model.train_function is step  # nothing is compiled again
     assert_logged(history, twin(8, 3, memory=5)[0][1:])
+
+
+def test_the_averages_go_on_in_another_model_when_they_are_assigned():
+    model, arguments = fused(8)
+    first, second = ranger.callbacks.NoiseScale(memory=5), ranger.callbacks.NoiseScale(memory=5)
+    assert first.averages is None
+    train(model, arguments, first, epochs=1)
+    loaded, _ = fused(8)
+    loaded.set_weights(model.get_weights())
+    second.averages = json.loads(json.dumps(first.averages))
+    history = train(loaded, arguments, second, epochs=2).history
+    assert_logged(history, twin(8, 3, memory=5)[0][1:])
+    train(loaded, arguments, second, epochs=1)  # what was assigned is not taken twice
+    estimate: Any = second.estimate
+    assert estimate.windows == 12
+
+
+def test_a_ranger_optimizer_saves_its_averages_itself():
+    model, arguments = streaming(8)
+    callback = ranger.callbacks.NoiseScale(8)
+    train(model, arguments, callback, epochs=1)
+    assert callback.averages is None
 
 
 def test_later_callbacks_see_the_scale():

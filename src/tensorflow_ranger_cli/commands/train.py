@@ -1,0 +1,207 @@
+"""``tensorflow-ranger train``."""
+
+import contextlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tensorflow_ranger_cli import options
+from tensorflow_ranger_cli.errors import CommandError, UsageError
+from tensorflow_ranger_cli.keras_backend import import_keras
+from tensorflow_ranger_cli.runs import launch
+from tensorflow_ranger_cli.runs.run import Run
+from tensorflow_ranger_cli.runs.run_directory import ReadOnlyRunDirectory, RunDirectory
+from tensorflow_ranger_cli.runs.settings import LEARNING_RATES, Settings
+from tensorflow_ranger_cli.silence import silent_stdout
+from tensorflow_ranger_cli.tasks import registry
+
+OF_TASK = f"TASK's; {{}} for {registry.DEFAULT}"
+MAXIMUM_SEED = 2**32 - 1
+
+
+def train(
+    context: typer.Context,
+    task: Annotated[
+        str,
+        typer.Argument(help="What to train: " + ", ".join(registry.names()) + ".", metavar="TASK"),
+    ] = Settings.task,
+    optimizer: Annotated[
+        str,
+        typer.Option(
+            help="What makes the updates: sgd (with momentum), adamw (Adam, weight decay apart), "
+            "radam (Adam with a rectified start), ranger (radam, Lookahead, centralized "
+            "gradients), ranger21 (ranger on adamw, with clipping, normalization and a learning "
+            "rate that rises and falls), or another by its Keras name: adam, lion, ...",
+            metavar="NAME",
+            show_default=OF_TASK.format("sgd"),
+        ),
+    ] = Settings.optimizer,
+    lookahead: Annotated[
+        bool,
+        typer.Option(
+            "--lookahead",
+            help="Every 5 updates, put the weights halfway back to where they were.",
+        ),
+    ] = Settings.lookahead,
+    centralize: Annotated[
+        bool,
+        typer.Option(
+            "--centralize",
+            help="Subtract from the gradient of each unit its mean over the unit's inputs.",
+        ),
+    ] = Settings.centralize,
+    accumulation_steps: Annotated[
+        int,
+        typer.Option(
+            help="Micro-batches per update.",
+            metavar="K",
+            parser=options.integer("--accumulation-steps", 1),
+        ),
+    ] = Settings.accumulation_steps,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            help="Samples per micro-batch; with --microbatch, samples per update.",
+            metavar="N",
+            parser=options.integer("--batch-size", 1),
+            show_default=OF_TASK.format(Settings.batch_size),
+        ),
+    ] = Settings.batch_size,
+    microbatch: Annotated[
+        str | None,
+        typer.Option(
+            help="Train on whole batches, SIZE samples at a time; auto finds the fastest SIZE that "
+            "fits, and repeats a run up to rounding.",
+            metavar="SIZE",
+            parser=options.integer("--microbatch", 1, or_else=options.AUTO),
+            show_default=OF_TASK.format("each batch is a micro-batch"),
+        ),
+    ] = None,
+    memory_limit: options.MemoryLimit = Settings.memory_limit,
+    epochs: Annotated[
+        int,
+        typer.Option(
+            help="Passes over the samples, counted from the beginning.",
+            metavar="N",
+            parser=options.integer("--epochs", 1),
+            show_default=OF_TASK.format(Settings.epochs),
+        ),
+    ] = Settings.epochs,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate of the optimizer.",
+            metavar="RATE",
+            parser=options.learning_rate,
+            show_default="TASK's; with another optimizer, "
+            + ", ".join(f"{rate} for {name}" for name, rate in LEARNING_RATES.items())
+            + ", else the optimizer's own",
+        ),
+    ] = Settings.learning_rate,
+    noise_scale: Annotated[
+        bool,
+        typer.Option(
+            "--noise-scale",
+            help="Measure how large a batch the task can use, epoch by epoch, for the history and "
+            "for tensorflow-ranger report.",
+        ),
+    ] = Settings.noise_scale,
+    backend: options.Backend = Settings.backend,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Seed of the initial weights and of the order of the samples.",
+            metavar="N",
+            parser=options.integer("--seed", 0, MAXIMUM_SEED),
+        ),
+    ] = Settings.seed,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory for the results.",
+            metavar="DIR",
+            show_default=f"runs/TASK: runs/{registry.DEFAULT}",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in DIR exactly where it stopped, with its settings. "
+            "Only --epochs may differ, to train on, and --memory-limit.",
+        ),
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace the run that DIR holds."),
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", help="Print warnings and errors only."),
+    ] = False,
+):
+    """Train a network on real data: without TASK, the founding CNN on 4,000 handwritten digits.
+
+    The gradients of K micro-batches make one update, or, with --microbatch, those of one batch,
+    which then need not fit the memory as a whole. DIR gets the trained model (model.keras),
+    the history (history.csv), a picture of loss and metrics with the updates marked
+    (curves.png), the settings (settings.json), and a checkpoint to resume from.
+
+    tensorflow-ranger tasks lists what TASK may be, and the defaults of each.
+    """
+    sources = {name: context.get_parameter_source(name) for name in Settings.names()}
+    given = {
+        name: context.params[name]
+        for name, source in sources.items()
+        if source is not None and source.name != "DEFAULT"
+    }
+    registry.find(task)
+    if resume and force:
+        raise UsageError(
+            "--resume goes on with a run and --force replaces it: got both. Leave one out"
+        )
+    launched = launch.detect(os.environ)
+    with silent_stdout() if quiet or launched.process else contextlib.nullcontext():
+        kind = RunDirectory if launched.process == 0 else ReadOnlyRunDirectory
+        directory = kind(Path("runs") / task if output is None else output)
+        if resume or (launched.restarts and directory.has_checkpoint()):
+            settings, record, choice = _stored(directory, given, resume)
+        else:
+            settings, record, choice = Settings.new(given), {}, None
+        chosen = registry.find(settings.task)
+        _require_packages(chosen)
+        with contextlib.nullcontext() if record else directory.begun(force):
+            settings = settings.on(import_keras(settings.backend))
+            with launch.joined(launched, settings.backend) as engine:
+                Run(chosen, directory, settings, record, choice, launched, engine).train()
+
+
+def _stored(directory, given, resume):
+    """Return what the checkpoint holds, with the settings that the run goes on with.
+
+    A launcher that starts a run again gives it the options of a new one.
+    """
+    stored, record, choice = directory.read()
+    if directory.note is not None:
+        print(directory.note)
+    if resume:
+        return stored.resume(given, epochs_done=len(record["epochs"])), record, choice
+    new = Settings.new(given)
+    if new != (stored if new.backend else stored.on(None)):
+        raise UsageError(
+            f"{directory.path} holds a run with other settings than the one started again. "
+            "Go on with that run by --resume, or choose another --output"
+        )
+    return stored, record, choice
+
+
+def _require_packages(task):
+    task.data.locate()
+    if importlib.util.find_spec("matplotlib") is None:
+        raise CommandError(
+            "the curves need matplotlib, which is not installed. "
+            'Run: pip install "tensorflow-ranger[examples]"'
+        )

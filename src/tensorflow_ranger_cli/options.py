@@ -1,0 +1,82 @@
+"""Options that commands share, and what their values may be."""
+
+import math
+from typing import Annotated
+
+import typer
+
+from tensorflow_ranger_cli import byte_counts, spelling
+from tensorflow_ranger_cli.errors import UsageError
+from tensorflow_ranger_cli.keras_backend import BACKENDS
+
+AUTO = "auto"
+
+
+def integer(option, minimum, maximum=None, or_else=None):
+    """Return the parser of an integer option.
+
+    Args:
+        option: Name of the option.
+        minimum: The smallest integer allowed.
+        maximum: The largest integer allowed, or None.
+        or_else: A word that is allowed, too, or None.
+    """
+    wanted = f"an integer >= {minimum}" + (f" and <= {maximum}" if maximum else "")
+    wanted += f", or {or_else}" if or_else else ""
+
+    def parse(value):
+        if value == or_else:
+            return value
+        try:
+            number = int(value)
+        except ValueError:
+            number = None
+        if number is None or number < minimum or (maximum and number > maximum):
+            raise UsageError(f"{option} must be {wanted}: got {value}")
+        return number
+
+    return parse
+
+
+def learning_rate(value):
+    """Return the number that ``--learning-rate`` gives."""
+    try:
+        rate = float(value)
+    except ValueError:
+        rate = math.nan
+    if not (math.isfinite(rate) and rate > 0):
+        raise UsageError(f"--learning-rate must be a finite number > 0: got {value}")
+    return rate
+
+
+def _backend(value):
+    if value not in BACKENDS:
+        raise UsageError(
+            f"--backend must be one of {', '.join(BACKENDS)}: got {value}"
+            f"{spelling.nearest(value, BACKENDS)}"
+        )
+    return value
+
+
+def _memory_limit(value):
+    return byte_counts.parsed("--memory-limit", value)
+
+
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Keras backend: {', '.join(BACKENDS)}.",
+        metavar="NAME",
+        parser=_backend,
+        show_default="KERAS_BACKEND, else tensorflow",
+    ),
+]
+MemoryLimit = Annotated[
+    int | None,
+    typer.Option(
+        help="Memory that training may need, such as 4GB.",
+        metavar="BYTES",
+        parser=_memory_limit,
+        show_default="what the machine has",
+    ),
+]

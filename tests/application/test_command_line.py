@@ -1,0 +1,218 @@
+"""The command line as users know it. A change here needs a line in the changelog."""
+
+import dataclasses
+import importlib.metadata
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import pytest
+import typer
+
+from tensorflow_ranger_cli.app import app
+from tensorflow_ranger_cli.errors import CommandError
+from tensorflow_ranger_cli.main import main
+from tensorflow_ranger_cli.tasks import digits
+from tests.application import runs
+
+
+def commands():
+    group: Any = typer.main.get_command(app)
+    return group.commands
+
+
+def options(command):
+    return {name: parameter.default for parameter in command.params for name in parameter.opts}
+
+
+def test_names_of_commands_and_options():
+    assert set(commands()) == {"train", "tasks", "predict", "plan", "report", "info"}
+    assert options(commands()["info"]) == {}
+    assert options(commands()["tasks"]) == {}
+    assert options(commands()["predict"]) == {"path": None, "inputs": None, "--backend": None}
+    assert options(commands()["report"]) == {"directories": None, "--output": None}
+    assert options(commands()["plan"]) == {
+        "path": None,
+        "--batch-size": None,
+        "--memory-limit": None,
+        "--length": None,
+        "--backend": None,
+    }
+    defaults = options(commands()["train"])
+    assert defaults == {
+        "task": "digits",
+        "--output": None,
+        "--optimizer": "sgd",
+        "--lookahead": False,
+        "--centralize": False,
+        "--accumulation-steps": 4,
+        "--batch-size": 32,
+        "--microbatch": None,
+        "--memory-limit": None,
+        "--noise-scale": False,
+        "--epochs": 10,
+        "--learning-rate": None,
+        "--backend": None,
+        "--seed": 0,
+        "--resume": False,
+        "--force": False,
+        "--quiet": False,
+    }
+
+
+def test_the_script_is_installed():
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="tensorflow-ranger")
+    assert script.load() is main
+
+
+@pytest.mark.parametrize("package", ["tensorflow_ranger", "tensorflow_ranger_cli"])
+def test_the_packages_run_as_modules(package):
+    result = subprocess.run(
+        [sys.executable, "-m", package, "--epoch"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    lines = result.stderr.splitlines(keepends=True)
+    assert lines[-1] == "Error: No such option: --epoch (see tensorflow-ranger --help)\n"
+    # Python imports the library, and it Keras, to find the file that starts the application.
+    assert package == "tensorflow_ranger" or len(lines) == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands(arguments, capsys):
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "Usage: tensorflow-ranger [OPTIONS] COMMAND" in output
+    for command in commands():
+        assert command in output
+
+
+def test_help_names_every_option_and_its_default(capsys):
+    assert main(["train", "--help"]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    for option in options(commands()["train"]):
+        assert option in output
+    for name in ("sgd", "adamw", "radam", "ranger", "ranger21"):
+        assert f"{name} (" in output
+    for default in (
+        "sgd",
+        "32",
+        "0.03 for sgd",
+        "0.003 for ranger21",
+        "KERAS_BACKEND, else tensorflow",
+        "runs/digits",
+    ):
+        assert default in output
+
+
+def test_help_does_not_wait_for_keras():
+    loaded = "print({'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules))"
+    result = runs.process("train", "--help", after=loaded)
+    assert result.stdout.endswith("set()\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train", "--epoch", "3"], "No such option: --epoch"),
+        (["train", "runs"], "TASK must be one of digits, brown, mnist"),
+        (["train", "digits", "runs"], "unexpected extra argument"),
+        (["train", "Digits"], "got Digits"),
+        (["train", "--epochs"], "--epochs"),
+        (["info", "--backend", "jax"], "No such option: --backend"),
+        (["train", "--epochs", "-1"], "--epochs must be an integer >= 1: got -1"),
+        (["train", "--epochs", "many"], "--epochs must be an integer >= 1: got many"),
+        (["train", "--batch-size", "0"], "--batch-size must be an integer >= 1: got 0"),
+        (["train", "--batch-size", "1.5"], "--batch-size must be an integer >= 1: got 1.5"),
+        (["train", "--accumulation-steps", "0"], "--accumulation-steps must be an integer >= 1"),
+        (["train", "--seed", "-1"], "--seed must be an integer >= 0 and <= 4294967295: got -1"),
+        (["train", "--seed", "4294967296"], "got 4294967296"),
+        (["train", "--learning-rate", "0"], "--learning-rate must be a finite number > 0: got 0"),
+        (["train", "--learning-rate", "nan"], "got nan"),
+        (["train", "--learning-rate", "inf"], "got inf"),
+        (["train", "--learning-rate", "fast"], "got fast"),
+        (["train", "--backend", "numpy"], "--backend must be one of tensorflow, jax, torch"),
+        (["train", "--backend", "theano"], "got theano"),
+        (["train", "--microbatch", "0"], "--microbatch must be an integer >= 1, or auto: got 0"),
+        (["train", "--microbatch", "Auto"], "or auto: got Auto"),
+        (
+            ["train", "--microbatch", "64"],
+            "--microbatch must be <= --batch-size, which is 32: got 64",
+        ),
+        (
+            ["train", "--microbatch", "8", "--accumulation-steps", "4"],
+            "--accumulation-steps must be 1 beside --microbatch, which makes one update of each "
+            "batch: got 4. Leave it out",
+        ),
+        (
+            ["train", "--memory-limit", "4GB"],
+            "--memory-limit is for --microbatch auto: got no --microbatch",
+        ),
+        (["train", "--memory-limit", "4GB", "--microbatch", "8"], "auto: got --microbatch 8"),
+        (["train", "--memory-limit", "lots"], "--memory-limit must be at least 1 MB"),
+        (["train", "--memory-limit", "inf"], "such as '4GB' or '512MiB': got 'inf'"),
+        (["train", "--memory-limit", "4", "--microbatch", "auto"], "got '4', which is 4 bytes"),
+        (["train", "--resume", "--force"], "--force replaces it: got both. Leave one out"),
+        (["train", "digit"], "got digit. Did you mean digits?"),
+        (["train", "--backend", "Torch"], "got Torch. Did you mean torch?"),
+        (["train", "--epoch", "3"], "Possible options: --epochs"),
+        (
+            ["train", "--optimizer", "ranger", "--lookahead"],
+            "--lookahead is built into ranger: got both. Leave --lookahead out",
+        ),
+        (["train", "--optimizer", "ranger21", "--lookahead"], "built into ranger21"),
+        (["train", "--optimizer", "ranger", "--centralize"], "--centralize is built into ranger:"),
+        (["train", "--optimizer", "Ranger21", "--centralize"], "built into Ranger21: got both"),
+        (
+            ["train", "--noise-scale", "--accumulation-steps", "1"],
+            "--noise-scale compares the micro-batches of an update: got one, of 32 images. Give a",
+        ),
+        (["train", "--noise-scale", "--microbatch", "32"], "got one, of 32 images"),
+        (["report"], "Missing argument"),
+        (
+            ["report", "absent"],
+            "DIR must be the directory of a run: got absent, without checkpoint",
+        ),
+        (["train", "--lookahead", "yes"], "TASK must be one of"),
+        (["plan", "--batch-size", "8"], "Missing argument"),
+        (["plan", "model.keras"], "Missing option '--batch-size'"),
+        (["plan", "model.keras", "--batch-size", "8"], "model.keras must be a Keras model file"),
+        (["plan", ".", "--batch-size", "8"], ". must be a Keras model file: got none"),
+        (["plan", "model.keras", "--batch-size", "0"], "--batch-size must be an integer >= 1"),
+        (
+            ["plan", "model.keras", "--batch-size", "8", "--memory-limit", "0"],
+            "such as '4GB' or '512MiB': got '0', which is 0 bytes",
+        ),
+        (
+            ["plan", "model.keras", "--batch-size", "8", "--length", "0"],
+            "--length must be an integer >= 1: got 0",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    runs.assert_one_error(capsys, message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_warning_is_one_line(tmp_path, capsys, monkeypatch):
+    def diverged():
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.warn("3 micro-batches were left out", stacklevel=2)
+        raise CommandError("no digits")
+
+    monkeypatch.setattr(digits, "TASK", dataclasses.replace(digits.TASK, load=diverged))
+    assert runs.run("train", "--output", str(tmp_path / "run")) == 1
+    assert capsys.readouterr().err == "Warning: 3 micro-batches were left out\nError: no digits\n"
+
+
+def test_without_typer_the_line_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    assert main(["train"]) == 1
+    runs.assert_one_error(capsys, 'pip install "tensorflow-ranger[examples]"')

@@ -1,0 +1,112 @@
+"""``tensorflow-ranger plan``, from the file to the table."""
+
+import keras
+import pytest
+
+from tests.application import runs
+
+REGISTERED = "cli_plan"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.keras"
+
+
+def save(path, *compile_arguments):
+    """Save a small model with two outputs to `path`, compiled if there are arguments for it."""
+    x = keras.Input((4,))
+    outputs = [keras.layers.Dense(3, activation="softmax")(x), keras.layers.Dense(1)(x)]
+    model = keras.Model(x, outputs)
+    if compile_arguments:
+        model.compile(*compile_arguments)
+    model.save(path)
+
+
+def plan(path, *options):
+    """Run ``plan path --batch-size 4``; return the exit code."""
+    return runs.run("plan", str(path), "--batch-size", "4", *options)
+
+
+def assert_table(lines):
+    """Assert that `lines` are a plan whose search has ended, with one row chosen."""
+    assert lines[0].split() == ["micro-batch", "memory", "per", "sample", "chosen"]
+    *rows, reason = lines[1:]
+    sizes = [int(row.split()[0]) for row in rows]
+    assert sizes[-1] == 4
+    assert set(sizes) <= {1, 2, 4}
+    (chosen,) = [row.split()[0] for row in rows if row.endswith("yes")]
+    assert reason.startswith(f"{chosen} of 4 samples at a time are the fastest")
+
+
+def test_the_table_has_a_row_chosen_and_the_file_stays(path, capsys):
+    save(path, "adam", ["sparse_categorical_crossentropy", "mse"])
+    before = runs.contents(path.parent)
+    assert plan(path, "--memory-limit", "64GB", "--backend", keras.config.backend()) == 0
+    captured = capsys.readouterr()
+    assert_table(captured.out.splitlines())
+    assert not captured.err
+    assert runs.contents(path.parent) == before
+
+
+def test_a_model_saved_without_compile_is_compiled(path, capsys):
+    save(path)
+    assert plan(path) == 0
+    note, *table = capsys.readouterr().out.splitlines()
+    assert note == f"{path} was saved without compile: measured with sgd and mse."
+    assert_table(table)
+
+
+def test_the_model_of_a_run_can_be_planned(finished, capsys):
+    before = runs.contents(finished)
+    assert plan(finished / "model.keras") == 0
+    assert_table(capsys.readouterr().out.splitlines())
+    assert runs.contents(finished) == before
+
+
+def test_a_memory_limit_that_nothing_fits_is_named(path, capsys):
+    keras.Sequential([keras.Input((1000,)), keras.layers.Dense(1000)]).save(path)
+    assert plan(path, "--memory-limit", "1MB") == 1
+    runs.assert_one_error(capsys, "memory_limit", "1.0 MB", runs.NOTHING_FITS)
+
+
+def test_a_file_that_is_no_model_is_named(path, capsys):
+    path.write_text("no model")
+    assert plan(path) == 1
+    runs.assert_one_error(capsys, f"{path} cannot be loaded", "Write it by model.save")
+
+
+def test_a_model_of_unknown_layers_is_named(path, capsys):
+    class Unknown(keras.layers.Layer):
+        pass
+
+    keras.Sequential([keras.Input((4,)), Unknown()]).save(path)
+    assert plan(path) == 1
+    runs.assert_one_error(capsys, f"{path} cannot be loaded", "Unknown")
+
+
+def test_a_length_that_is_missing_is_named(path, capsys):
+    keras.Sequential([keras.Input((None, 3)), keras.layers.Dense(2)]).save(path)
+    assert plan(path) == 2
+    runs.assert_one_error(capsys, "(None, None, 3)", "--length")
+
+
+@keras.saving.register_keras_serializable(REGISTERED)
+def picky(y_true, y_pred):
+    raise ValueError("targets must be boxes")
+
+
+def test_a_loss_that_takes_other_targets_is_named(path, capsys):
+    save(path, "sgd", picky)
+    assert plan(path) == 1
+    runs.assert_one_error(capsys, "does not train on random data", "targets must be boxes")
+
+
+def test_ctrl_c_ends_it_without_a_word(path, capsys, monkeypatch):
+    def interrupt(self, *arguments, **keywords):
+        raise KeyboardInterrupt
+
+    save(path)
+    monkeypatch.setattr(keras.Model, "fit", interrupt)
+    assert plan(path) == 130
+    assert not capsys.readouterr().err
