@@ -204,14 +204,14 @@ class JaxStep:
             samples = jnp.asarray(samples, loop_state.samples.dtype)
             totals = BatchTotals(*phases.agreed(samples, masses), factor, scale)
             for data, weight in parts:
-                sums, loop_state = fold(
-                    lambda state, micro_batch, weight=weight: phases.add(
-                        *state, micro_batch, totals, weight
-                    )[:2],
-                    (sums, loop_state),
-                    data,
-                    size,
-                )
+
+                def add(state, micro_batch, weight=weight):
+                    sums, loop_state, _ = phases.add(
+                        state[0], state[1], micro_batch, totals, weight
+                    )
+                    return sums, loop_state
+
+                sums, loop_state = fold(add, (sums, loop_state), data, size)
             logs = phases.finish(sums, loop_state, rows)
         return logs, self._state(scope)
 

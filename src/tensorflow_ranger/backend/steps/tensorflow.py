@@ -211,13 +211,12 @@ class Step:
             )
         samples, masses = phases.agreed(phases.count(data), masses)
         totals = BatchTotals(samples, masses, factor, scale)
-        sums, loop_state = fold(
-            lambda state, micro_batch: phases.add(*state, micro_batch, totals)[:2],
-            (sums, loop_state),
-            data,
-            size,
-            self._xla,
-        )
+
+        def add(state, micro_batch):
+            sums, loop_state, _ = phases.add(state[0], state[1], micro_batch, totals)
+            return sums, loop_state
+
+        sums, loop_state = fold(add, (sums, loop_state), data, size, self._xla)
         return phases.finish(sums, loop_state, rows)
 
 
