@@ -92,12 +92,18 @@ def _input_structure(model):
 def _tokens(model):
     """Return the bounds of integers that every layer understands, without 0, which may mask."""
     sizes = [
-        layer.input_dim
-        for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.Embedding)
+        layer.input_dim for layer in _layers(model) if isinstance(layer, keras.layers.Embedding)
     ]
     stop = min(sizes, default=2)
     return min(1, stop - 1), stop
+
+
+def _layers(layer):
+    """Yield `layer`, and the layers in models and wrappers within it."""
+    yield layer
+    for inner in [*getattr(layer, "layers", ()), getattr(layer, "layer", None)]:
+        if isinstance(inner, keras.Layer):
+            yield from _layers(inner)
 
 
 def _losses(model, outputs):

@@ -80,7 +80,7 @@ class Settings:
         if settings.learning_rate is None:
             learning_rate = LEARNING_RATES.get(settings.optimizer.lower())
             settings = dataclasses.replace(settings, learning_rate=learning_rate)
-        return settings._checked()
+        return settings.checked()
 
     def resume(self, given, epochs_done):
         """Return the settings with which a stopped run goes on.
@@ -120,7 +120,7 @@ class Settings:
                 f"got {epochs}. Leave --epochs out, or give more to train on"
             )
         memory_limit = given.get("memory_limit", self.memory_limit)
-        return dataclasses.replace(self, epochs=epochs, memory_limit=memory_limit)._checked()
+        return dataclasses.replace(self, epochs=epochs, memory_limit=memory_limit).checked()
 
     def on(self, backend):
         """Return the settings with the backend that Keras runs on."""
@@ -161,7 +161,12 @@ class Settings:
                 "an --optimizer without it, such as radam"
             )
 
-    def _checked(self):
+    def checked(self):
+        """Return these settings.
+
+        Raises:
+            UsageError: Some of them contradict one another.
+        """
         for name in ADDED:
             if getattr(self, name):
                 self._refuse_added(name)
