@@ -10,6 +10,8 @@ from keras import ops
 
 from tensorflow_ranger.backend import replicas
 
+_MERGED = "_gradients_are_merged"  # the attribute by which an optimizer is told
+
 
 def require_replicas(variables):
     """Raise if replicas were asked for that do not train `variables` together.
@@ -67,12 +69,17 @@ def merged_gradients(optimizer):
     with contextlib.ExitStack() as stack:
         for each in optimizers:
             stack.enter_context(replicas.skip_reduction(each))
-            each.gradients_are_merged = True
+            setattr(each, _MERGED, True)
         try:
             yield
         finally:
             for each in optimizers:
-                each.gradients_are_merged = False
+                setattr(each, _MERGED, False)
+
+
+def are_merged(optimizer):
+    """Return whether `optimizer` is inside `merged_gradients`."""
+    return getattr(optimizer, _MERGED, False)
 
 
 def chain(optimizer):

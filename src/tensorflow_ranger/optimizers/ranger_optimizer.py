@@ -260,7 +260,7 @@ class RangerOptimizer(SavedOptimizer):
                 other.close()
         self.inner_optimizer.finalize_variable_values(var_list)
         if self.evaluate_slow_weights and self._slow is not None:
-            self._slow.load(self.trained_variables)
+            self._slow.load(self._trained_variables)
 
     @property
     def _updated_variables(self):
@@ -271,7 +271,7 @@ class RangerOptimizer(SavedOptimizer):
             own += self._gauge.variables
         if not self._steps.is_fixed:
             own.append(self._steps.variable)
-        return [*self.trained_variables, *own, *self.inner_optimizer.variables]
+        return [*self._trained_variables, *own, *self.inner_optimizer.variables]
 
     def _add_state(self, name, shape, dtype):
         return self.add_variable(shape=shape, dtype=dtype, aggregation="none", name=name)
@@ -298,7 +298,7 @@ class RangerOptimizer(SavedOptimizer):
         # A layer frozen in mid-window stays as it is, and what it had in the window is forgotten.
         pairs = [
             (mean if given else None, variable)
-            for mean, given, variable in zip(means, present, self.trained_variables, strict=True)
+            for mean, given, variable in zip(means, present, self._trained_variables, strict=True)
             if variable.trainable
         ]
         if any(gradient is not None for gradient, _ in pairs):
@@ -318,7 +318,7 @@ class RangerOptimizer(SavedOptimizer):
         if self.built and backend.has_value(self._window.micro_batches):
             replicas.run_if(
                 ops.greater(self._window.micro_batches, 0),
-                lambda: self._close_window([False] * len(self.trained_variables)),
+                lambda: self._close_window([False] * len(self._trained_variables)),
                 self._updated_variables,
             )
             self._warn_of_skips()

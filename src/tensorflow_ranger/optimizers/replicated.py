@@ -1,7 +1,12 @@
 """What an optimizer holds of a window where several replicas fill it together."""
 
 from tensorflow_ranger.backend import replicas
-from tensorflow_ranger.distribution.merging import everywhere, merge_window, require_alike
+from tensorflow_ranger.distribution.merging import (
+    are_merged,
+    everywhere,
+    merge_window,
+    require_alike,
+)
 from tensorflow_ranger.optimizers.wrapper import OptimizerWrapper
 
 
@@ -9,29 +14,28 @@ class ReplicatedOptimizer(OptimizerWrapper):
     """The part of `RangerOptimizer` that knows of replicas."""
 
     reduction = "mean"
-    gradients_are_merged = False  # set by `merged_gradients`
     _is_compared = False  # with the weights of other processes
 
     @property
     def _share(self):
         # Of gradients that are merged, every replica holds an equal share.
-        merged = self.gradients_are_merged
-        return 1.0 / replicas.copies(self.trained_variables) if merged else 1.0
+        merged = are_merged(self)
+        return 1.0 / replicas.copies(self._trained_variables) if merged else 1.0
 
     def _agreed(self, flag):
-        return flag if self.gradients_are_merged else everywhere(flag)
+        return flag if are_merged(self) else everywhere(flag)
 
     def _loss_scale(self, weighted):
         # What the gradients are divided by, to be those of a replica's own mean loss.
         scale = self.loss_scale_factor or 1.0
-        if weighted or self.gradients_are_merged or self.reduction == "sum":
+        if weighted or are_merged(self) or self.reduction == "sum":
             return scale
         return scale / replicas.loss_divisor()
 
     def _merge(self, window, shares):
-        if self.gradients_are_merged:
+        if are_merged(self):
             return
         if not self._is_compared:
-            require_alike(self.trained_variables)
+            require_alike(self._trained_variables)
             self._is_compared = True
         merge_window(window, shares)

@@ -88,7 +88,7 @@ class SavedOptimizer(ReplicatedOptimizer):
             if self._gauge is not None:
                 self._gauge.reset()
             if self._slow is not None:
-                self._slow.reset(self.trained_variables)
+                self._slow.reset(self._trained_variables)
             return
         if "noise_averages" in names:
             if self._gauge is None:

@@ -71,14 +71,14 @@ class OptimizerWrapper(keras_internals.ShowsInnerAverages):
         return [*keras_internals.own_variables(self), *self.inner_optimizer.variables]
 
     @property
-    def trained_variables(self):
+    def _trained_variables(self):
         """The variables that the optimizer was built with, an empty list before."""
         return keras_internals.trained_variables(self)
 
     def build(self, variables):
         """Create the inner optimizer's variables for `variables`."""
         keras_internals.take_variables(self, variables)
-        self.inner_optimizer.build(self.trained_variables)
+        self.inner_optimizer.build(self._trained_variables)
         self.built = True
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables, mass=None):
@@ -105,13 +105,13 @@ class OptimizerWrapper(keras_internals.ShowsInnerAverages):
                 "Call optimizer.build(model.trainable_variables) first."
             )
         arguments.state("optimizer_variables", optimizer_variables, self.variables)
-        arguments.state("trainable_variables", trainable_variables, self.trained_variables)
-        variables = [*self.trained_variables, *self.variables]
+        arguments.state("trainable_variables", trainable_variables, self._trained_variables)
+        variables = [*self._trained_variables, *self.variables]
         values = [*trainable_variables, *optimizer_variables]
         with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
             self.apply(grads, mass=mass)
         updated = [scope.get_current_value(variable) for variable in variables]
-        count = len(self.trained_variables)
+        count = len(self._trained_variables)
         return updated[:count], updated[count:]
 
     def _aligned(self, grads, trainable_variables):
@@ -121,10 +121,10 @@ class OptimizerWrapper(keras_internals.ShowsInnerAverages):
                     "apply without variables needs a built optimizer. Pass trainable_variables, "
                     "or call optimizer.build(model.trainable_variables) first."
                 )
-            trainable_variables = self.trained_variables
+            trainable_variables = self._trained_variables
         grads, trainable_variables = arguments.gradients(grads, trainable_variables)
         keras_internals.require_known(self, trainable_variables)
-        aligned = [None] * len(self.trained_variables)
+        aligned = [None] * len(self._trained_variables)
         for gradient, variable in zip(grads, trainable_variables, strict=True):
             aligned[keras_internals.index_of(self, variable)] = gradient
         return aligned
@@ -139,7 +139,7 @@ class OptimizerWrapper(keras_internals.ShowsInnerAverages):
         Raises:
             ValueError: The number of arrays or a shape differs.
         """
-        if self.built and not self.trained_variables and len(weights) > len(self.variables):
+        if self.built and not self._trained_variables and len(weights) > len(self.variables):
             # Keras hides an error here behind a log line that names no cause.
             warnings.warn(
                 f"The state of {self.name!r} is not loaded: Keras builds the optimizer of an .h5 "
