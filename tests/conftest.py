@@ -1,6 +1,7 @@
 """Fixtures shared by the suite."""
 
 import contextlib
+import os
 
 import keras
 import pytest
@@ -43,6 +44,15 @@ def compiled_once(tmp_path_factory):
 def seed():
     """Begin every test with the same seed."""
     keras.utils.set_random_seed(0)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what does not depend on the backend where another backend has run it."""
+    if "LEAVE_OUT_ONCE" not in os.environ:
+        return
+    done = [item for item in items if item.get_closest_marker("once")]
+    config.hook.pytest_deselected(items=done)
+    items[:] = [item for item in items if not item.get_closest_marker("once")]
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -3,9 +3,12 @@
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tensorflow_ranger_cli.runs import curves
 from tensorflow_ranger_cli.runs.update_history import UpdateHistory
+
+pytestmark = pytest.mark.once
 
 
 def test_values_of_micro_batches_from_means_over_the_epoch():

@@ -9,6 +9,8 @@ from tensorflow_ranger_cli.runs.checkpoint import MEASUREMENTS, STATE
 from tests.application import pages
 from tests.application.pages import CHROMIUM, facts, rewrite
 
+pytestmark = pytest.mark.once
+
 # What can be seen without a browser is tested without one, by `test_report_charts`.
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="no browser to open the page in: apt-get install chromium"

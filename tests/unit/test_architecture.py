@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 PACKAGE = "tensorflow_ranger"
 APPLICATION = "tensorflow_ranger_cli"
 SOURCES = Path(__file__).resolve().parents[2] / "src"

@@ -12,7 +12,10 @@ MAKE = shutil.which("make")
 NEW = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
 OLD = "#!/bin/sh\nexit 1\n"  # what a Python too old says when it is asked
 
-pytestmark = pytest.mark.skipif(MAKE is None, reason="make is not installed")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(MAKE is None, reason="make is not installed"),
+]
 
 
 def make(folder, pythons, *arguments):

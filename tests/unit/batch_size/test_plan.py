@@ -8,6 +8,8 @@ from tensorflow_ranger.batch_size.plan import (
     parse_bytes,
 )
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize(
     ("value", "expected"),

@@ -1,4 +1,8 @@
+import pytest
+
 from tensorflow_ranger.batch_size.search import Search
+
+pytestmark = pytest.mark.once
 
 UNITS = 10**6
 

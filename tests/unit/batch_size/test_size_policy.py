@@ -5,6 +5,8 @@ import pytest
 from tensorflow_ranger.batch_size import size_policy
 from tensorflow_ranger.batch_size.size_policy import WHOLE, FixedSize, SearchedSize
 
+pytestmark = pytest.mark.once
+
 OUT_OF_MEMORY = MemoryError("no memory for 8")
 
 
