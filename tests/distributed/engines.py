@@ -92,8 +92,7 @@ def _jax(devices, distribution, process_count=1):
     def collectives(model, batch):
         from tensorflow_ranger.backend.steps.jax_replicas import Rows
 
-        batcher = model.make_train_function.__self__
-        if not hasattr(batcher, "plan"):
+        if not hasattr(model, "microbatch_plan"):
             return 1, []  # Keras' own step, in which XLA sums as it sees fit
         state = model._get_jax_state(
             trainable_variables=True,
@@ -101,9 +100,9 @@ def _jax(devices, distribution, process_count=1):
             optimizer_variables=True,
             metrics_variables=True,
         )
-        (step,) = batcher._steps.values()
+        (step,) = model.make_train_function.__self__._steps.values()
         data = keras.tree.map_structure(Rows, batch)
-        return 1, all_reduces(step.text(state, data, batcher.plan.chosen))
+        return 1, all_reduces(step.text(state, data, model.microbatch_plan.chosen))
 
     yield Here(
         jax.process_index(),
