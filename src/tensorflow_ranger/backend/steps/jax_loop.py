@@ -28,6 +28,8 @@ def fold(body, state, batch, size):
         size: Samples of a micro-batch. A remainder smaller than that comes last.
     """
     samples = jax.tree.leaves(batch)[0].shape[0]
+    if samples == 0:
+        return state  # a replica's part of what remains of a batch
     size = min(size, samples)
     full, rest = divmod(samples, size)
 
