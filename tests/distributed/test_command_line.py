@@ -13,6 +13,7 @@ from tests.distributed import launch
 OPTIONS = ("--batch-size", "300", "--accumulation-steps", "4", "--epochs", "1")
 
 
+@pytest.mark.thorough
 def test_two_processes_train_as_one_does(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     outputs = run_in_two(two)

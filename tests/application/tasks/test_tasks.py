@@ -35,6 +35,7 @@ def test_names():
     ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", NAMES)
 def test_data_is_split_the_same_way_each_time(name):
     parts, again = slices.loaded(name), registry.find(name).load()
@@ -44,6 +45,7 @@ def test_data_is_split_the_same_way_each_time(name):
     assert sizes == [{size} for size in SIZES[name]]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", NAMES)
 def test_no_held_out_sample_is_trained_on(name):
     (x, _), (held_out, _) = slices.loaded(name)
@@ -81,7 +83,13 @@ def test_settings_of_a_task_are_good_ones(name):
         assert settings.microbatch < settings.batch_size
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("digits", "reviews") else [pytest.mark.thorough])
+        for name in NAMES
+    ],
+)
 def test_a_task_trains_resumes_and_judges(name, tmp_path, capsys):
     task, directory = registry.find(name), tmp_path / "run"
     assert slices.train(name, directory, "--epochs", "1") == 0
