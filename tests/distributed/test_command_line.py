@@ -60,7 +60,7 @@ def finish(processes):
     outputs = []
     try:
         for process in processes:
-            output, errors = process.communicate(timeout=240)
+            output, errors = process.communicate(timeout=600)
             assert process.returncode == 0, errors
             assert "Error" not in errors
             outputs.append(output)

@@ -45,7 +45,7 @@ def forked():
     def call(function, *arguments):
         process = context.Process(target=function, args=arguments)
         process.start()
-        process.join(timeout=120)
+        process.join(timeout=300)
         return process.exitcode
 
     return call
