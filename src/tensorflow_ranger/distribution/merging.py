@@ -10,7 +10,7 @@ from keras import ops
 
 from tensorflow_ranger.backend import replicas
 
-_MERGED = "_gradients_are_merged"  # the attribute by which an optimizer is told
+_MERGED = "tensorflow_ranger.gradients_are_merged"  # the key by which an optimizer is told
 
 
 def require_replicas(variables):
@@ -69,17 +69,17 @@ def merged_gradients(optimizer):
     with contextlib.ExitStack() as stack:
         for each in optimizers:
             stack.enter_context(replicas.skip_reduction(each))
-            setattr(each, _MERGED, True)
+            vars(each)[_MERGED] = True
         try:
             yield
         finally:
             for each in optimizers:
-                setattr(each, _MERGED, False)
+                vars(each).pop(_MERGED, None)
 
 
 def are_merged(optimizer):
     """Return whether `optimizer` is inside `merged_gradients`."""
-    return getattr(optimizer, _MERGED, False)
+    return _MERGED in vars(optimizer)
 
 
 def chain(optimizer):
