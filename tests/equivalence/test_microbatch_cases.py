@@ -13,6 +13,7 @@ from keras.src.backend.common import dtypes  # noqa: TID251 (see `exact`)
 
 from tensorflow_ranger.training.microbatch import install
 from tests.equivalence.random_cases import draw
+from tests.marks import thorough_but
 
 DRAWS = 100  # each is tried with three sizes
 IN_EVERY_SUITE = 30
@@ -146,13 +147,7 @@ def ignored(case):
     return ()
 
 
-@pytest.mark.parametrize(
-    "seed",
-    [
-        pytest.param(seed, marks=[pytest.mark.thorough] if seed >= IN_EVERY_SUITE else [])
-        for seed in range(DRAWS)
-    ],
-)
+@pytest.mark.parametrize("seed", thorough_but(range(IN_EVERY_SUITE), range(DRAWS)))
 def test_a_random_training(seed, exact, record_property):
     case = comparable(draw(seed))
     with told(f"plain fit of draw({seed}) = {case}"):

@@ -14,6 +14,7 @@ from tensorflow_ranger import microbatch
 from tensorflow_ranger_cli.runs.shuffled_batches import ShuffledBatches, count
 from tensorflow_ranger_cli.tasks import registry
 from tests.application import slices
+from tests.marks import thorough_but
 
 UPDATES = 30
 SAMPLES = 80  # of an update: a micro-batch of 64, and a rest of 16
@@ -60,13 +61,7 @@ def trained(name, size, x, y):
     return before, model.get_weights()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name == "digits" else [pytest.mark.thorough])
-        for name in registry.names()
-    ],
-)
+@pytest.mark.parametrize("name", thorough_but(["digits"], registry.names()))
 def test_micro_batches_end_where_whole_batches_do(name, exact):
     x, y = samples_of(name)
     before, whole = trained(name, SAMPLES, x, y)

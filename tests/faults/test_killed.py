@@ -13,6 +13,7 @@ import pytest
 
 from tests.application import runs
 from tests.faults import command
+from tests.marks import thorough_but
 
 EPOCHS = 3
 MICRO_BATCHES = EPOCHS * runs.MICRO_BATCHES
@@ -53,10 +54,7 @@ def forked():
 
 @pytest.mark.parametrize(
     "moment",
-    [
-        pytest.param(moment, marks=[pytest.mark.thorough] if i >= IN_EVERY_SUITE else [])
-        for i, moment in enumerate(MOMENTS)
-    ],
+    thorough_but(MOMENTS[:IN_EVERY_SUITE], MOMENTS),
     ids=lambda moment: f"{moment[0]}+{moment[1]}s",
 )
 def test_the_only_process(moment, forked, undisturbed, tmp_path):

@@ -31,7 +31,7 @@ class LoopState(NamedTuple):
 
     seeds: Any  #: Values of the seeds.
     metrics: Any  #: Values of the metrics' variables.
-    layers: Any  #: State of layers: `LayerSums` of `training.layer_state`.
+    layers: Any  #: State of layers: `StateTotals` of `training.layer_state`.
     samples: Any  #: Scalar; samples so far.
     loss: Any  #: Scalar; their part of the batch's loss.
     losses: Any  #: One scalar per compiled loss: their parts of it.

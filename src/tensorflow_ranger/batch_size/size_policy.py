@@ -89,7 +89,12 @@ class SearchedSize:
         self._batch: int | None = None
         self._search: Any = None  # a `Search` from the first batch on
         self._found: FixedSize | None = None
-        self.plan = MicrobatchPlan(None, (), None, "Nothing has been measured yet.")
+        self._searched = MicrobatchPlan(None, (), None, "Nothing has been measured yet.")
+
+    @property
+    def plan(self):
+        """The search so far, and what became of the size that it found."""
+        return self._searched if self._found is None else self._found.plan
 
     @property
     def size(self):
@@ -136,7 +141,6 @@ class SearchedSize:
         """
         if self._found is not None:
             self._found.failed(size, error)
-            self.plan = self._found.plan
             return
         _require_several(size, error)
         self._search.refuse(size)
@@ -153,14 +157,13 @@ class SearchedSize:
         """
         if self._found is not None:
             self._found.succeeded(size)
-            self.plan = self._found.plan
         elif seconds is not None:
             self._search.record(size, seconds, memory)
             self._learn()
 
     def _learn(self):
         search = self._search
-        self.plan = search.plan()
+        self._searched = search.plan()
         if search.size is None:
             smallest = self.plan.candidates[0]
             needed = "more" if smallest.memory is None else format_bytes(smallest.memory)

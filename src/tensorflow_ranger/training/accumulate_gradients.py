@@ -96,18 +96,17 @@ def accumulate_gradients(loss_fn, variables, batch, size: SupportsIndex):
         "size", size, "It is the number of samples of a micro-batch: the most that fit into memory."
     )
     variables, batch = checked_variables(variables), checked_batch(batch)
-    samples = _checked_samples(gradients.leaves(batch))
+    _check_samples(gradients.leaves(batch))
 
     def loss_and_mass(*arguments):
         return _checked_loss(loss_fn(*arguments))
 
-    value, found = gradients.accumulate(loss_and_mass, variables, batch, samples, size)
+    value, found = gradients.accumulate(loss_and_mass, variables, batch, size)
     _require_gradients(found)
     return value, found
 
 
-def _checked_samples(arrays):
-    """Return the size of the leading axes, or None where a graph does not know it yet."""
+def _check_samples(arrays):
     if not arrays:
         raise ValueError(
             "batch must hold at least one array: got none. "
@@ -133,7 +132,6 @@ def _checked_samples(arrays):
         )
     if 0 in known:
         raise ValueError("batch must hold at least one sample: got 0. Leave empty batches out.")
-    return known[0] if known else None
 
 
 def _checked_loss(result):

@@ -178,7 +178,7 @@ class LossShares:
             y_pred: The model's outputs for it.
             sample_weight: Its sample weights, or None.
             samples: Scalar; its number of samples.
-            whole: The batch's `Whole`.
+            whole: `BatchTotals`.
 
         Returns:
             Tuple ``(loss, logged, parts)``: the scalar to differentiate, with tasks a list of

@@ -168,7 +168,9 @@ class MicroBatcher:
             gc.collect()  # frees what the failed pass held, once its error is gone
 
     def _show_plan(self):
-        self._model.microbatch_plan = self._sizes.plan
+        # Keras looks at every attribute that a model is given: not for each batch.
+        if vars(self._model).get("microbatch_plan") is not self._sizes.plan:
+            self._model.microbatch_plan = self._sizes.plan
 
     def _step_for(self, data):
         # Which leaves are there decides what a step computes.

@@ -10,6 +10,7 @@ import pytest
 from tensorflow_ranger_cli.runs.settings import Settings
 from tensorflow_ranger_cli.tasks import registry
 from tests.application import slices
+from tests.marks import thorough_but
 
 NAMES = registry.names()
 SIZES = {  # training and held-out samples
@@ -83,13 +84,7 @@ def test_settings_of_a_task_are_good_ones(name):
         assert settings.microbatch < settings.batch_size
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in ("digits", "reviews") else [pytest.mark.thorough])
-        for name in NAMES
-    ],
-)
+@pytest.mark.parametrize("name", thorough_but(["digits", "reviews"], NAMES))
 def test_a_task_trains_resumes_and_judges(name, tmp_path, capsys):
     task, directory = registry.find(name), tmp_path / "run"
     assert slices.train(name, directory, "--epochs", "1") == 0

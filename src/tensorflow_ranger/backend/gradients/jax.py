@@ -16,15 +16,14 @@ def map_leaves(function, batch):
     return jax.tree.map(function, batch)
 
 
-def accumulate(loss_fn, variables, batch, samples, size):
+def accumulate(loss_fn, variables, batch, size):
     """Return the batch's loss and its gradients, from micro-batches of `size` samples.
 
     Args:
         loss_fn: Function ``(variables, micro_batch) -> (loss, mass)``. A mass of None means that
             the loss is the mean over the samples.
         variables: Pytree of arrays.
-        batch: Pytree of arrays with `samples` rows each.
-        samples: Integer >= 1.
+        batch: Pytree of arrays with the samples along their leading axes.
         size: Integer >= 1.
 
     Returns:

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from tensorflow_ranger.backend.steps.tensorflow_loop import fold
+from tensorflow_ranger.backend.steps.tensorflow_loop import fold, samples_of
 
 
 def leaves(batch):
@@ -16,15 +16,14 @@ def map_leaves(function, batch):
     return keras.tree.map_structure(lambda x: None if x is None else function(x), batch)
 
 
-def accumulate(loss_fn, variables, batch, samples, size):
+def accumulate(loss_fn, variables, batch, size):
     """Return the batch's loss and its gradients, from micro-batches of `size` samples.
 
     Args:
         loss_fn: Function ``micro_batch -> (loss, mass)``. A mass of None means that the loss is
             the mean over the samples.
         variables: List of `tf.Variable` or `keras.Variable`.
-        batch: Pytree of arrays with `samples` rows each.
-        samples: Integer >= 1, or None while it is unknown to a graph.
+        batch: Pytree of arrays with the samples along their leading axes.
         size: Integer >= 1.
 
     Returns:
@@ -33,7 +32,7 @@ def accumulate(loss_fn, variables, batch, samples, size):
     """
     variables = [v.value if isinstance(v, keras.Variable) else v for v in variables]
     batch = map_leaves(tf.convert_to_tensor, batch)
-    _check_samples(leaves(batch), samples)
+    _check_samples(leaves(batch))
     connected = [False] * len(variables)
 
     def add(sums, micro_batch):
@@ -43,7 +42,7 @@ def accumulate(loss_fn, variables, batch, samples, size):
         gradients = tape.gradient(loss, variables)
         for i, gradient in enumerate(gradients):
             connected[i] |= gradient is not None
-        samples = _samples_of(leaves(micro_batch)[0])
+        samples = samples_of(micro_batch)
         scale, mass = (samples, 1) if mass is None else (1, mass)
         parts = [loss, mass, *gradients]
         return [_add(total, part, scale) for total, part in zip(sums, parts, strict=True)]
@@ -56,12 +55,9 @@ def accumulate(loss_fn, variables, batch, samples, size):
     return _mean(loss, mass), gradients
 
 
-def _samples_of(array):
-    return tf.shape(array)[0] if array.shape[0] is None else array.shape[0]
-
-
-def _check_samples(arrays, samples):
+def _check_samples(arrays):
     unknown = [array for array in arrays if array.shape[0] is None]
+    samples = next((array.shape[0] for array in arrays if array.shape[0] is not None), None)
     if samples is None:
         samples = tf.shape(arrays[0])[0]
         tf.debugging.assert_positive(

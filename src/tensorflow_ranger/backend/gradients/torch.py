@@ -16,7 +16,7 @@ def map_leaves(function, batch):
     return keras.tree.map_structure(lambda x: None if x is None else function(x), batch)
 
 
-def accumulate(loss_fn, variables, batch, samples, size):
+def accumulate(loss_fn, variables, batch, size):
     """Return the batch's loss and its gradients, from micro-batches of `size` samples.
 
     The gradients are added to each variable's `.grad`, too.
@@ -25,8 +25,7 @@ def accumulate(loss_fn, variables, batch, samples, size):
         loss_fn: Function ``micro_batch -> (loss, mass)``. A mass of None means that the loss is
             the mean over the samples.
         variables: List of leaf tensors or `keras.Variable`.
-        batch: Pytree of arrays with `samples` rows each.
-        samples: Integer >= 1.
+        batch: Pytree of arrays with the samples along their leading axes.
         size: Integer >= 1.
 
     Returns:

@@ -1,7 +1,7 @@
 """What Keras does not export and this library needs: one small function for each private name.
 
 Read in Keras 3.12 to 3.15, which pyproject.toml asks for; the contract tests in
-``tests/unit/backend/test_keras_internals*.py`` fail by a function's name where Keras has changed.
+``tests/unit/backend/keras_internals/`` fail by a function's name where Keras has changed.
 Nothing else in this package imports a private module of Keras, or reads, assigns or overrides a
 private attribute of its objects.
 """

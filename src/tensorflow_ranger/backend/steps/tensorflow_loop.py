@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from tensorflow_ranger.backend.steps.samples import cut
+from tensorflow_ranger.backend.steps.samples import cut, first
 
 
 def fold(body, state, batch, size, is_uniform=True):
@@ -19,8 +19,7 @@ def fold(body, state, batch, size, is_uniform=True):
             need. `body` is traced twice then if there may be a remainder. Otherwise it is traced
             once, for any number of samples.
     """
-    leaf = next(leaf for leaf in keras.tree.flatten(batch) if leaf is not None)
-    samples = tf.shape(leaf)[0] if leaf.shape[0] is None else leaf.shape[0]
+    samples = samples_of(batch)
     if not is_uniform:
 
         def cut_and_run(start, state):
@@ -40,6 +39,12 @@ def fold(body, state, batch, size, is_uniform=True):
 
         state = _loop(start, stop, slice_and_run, state)
     return state
+
+
+def samples_of(batch):
+    """Return the number of samples in `batch`, a tensor where a graph does not know it."""
+    leaf = first(batch)
+    return tf.shape(leaf)[0] if leaf.shape[0] is None else leaf.shape[0]
 
 
 def _loop(start, stop, body, state):
