@@ -15,7 +15,8 @@ import keras
 
 from benchmarks.problems import BATCH, PROBLEMS
 from benchmarks.steps import make_step
-from tensorflow_ranger import RangerOptimizer, backend
+from tensorflow_ranger import RangerOptimizer
+from tensorflow_ranger.backend import arrays
 
 STEPS = 8
 MICRO_BATCH = BATCH // STEPS
@@ -112,8 +113,8 @@ def main():
     options = parser.parse_args()
     name = keras.config.backend()
     print(
-        f"## {name} {backend.version()}, Keras {keras.__version__}, "
-        f"Python {platform.python_version()}, {', '.join(backend.devices())}\n\n"
+        f"## {name} {arrays.version()}, Keras {keras.__version__}, "
+        f"Python {platform.python_version()}, {', '.join(arrays.devices())}\n\n"
         f"Adam, {BATCH} samples as {STEPS} micro-batches of {MICRO_BATCH}."
     )
     for problem in options.problem or PROBLEMS:

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_ranger as ranger
 from benchmarks.floor import make_floor
 from benchmarks.problems import BATCH, PROBLEMS
-from tensorflow_ranger import backend
+from tensorflow_ranger.backend import arrays
 
 SIZE = 32
 BATCHES = 2  # per round
@@ -59,7 +59,7 @@ class Row:
         for _ in range(batches):
             for data in self.batches:
                 logs = self._step((*data, None))
-        backend.wait(logs["loss"])
+        arrays.wait(logs["loss"])
         return time.process_time() - start
 
     def _step(self, data):
@@ -141,8 +141,8 @@ def main():
     options = parser.parse_args()
     name = keras.config.backend()
     print(
-        f"## {name} {backend.version()}, Keras {keras.__version__}, "
-        f"Python {platform.python_version()}, {', '.join(backend.devices())}\n\n"
+        f"## {name} {arrays.version()}, Keras {keras.__version__}, "
+        f"Python {platform.python_version()}, {', '.join(arrays.devices())}\n\n"
         f"Adam, batches of {BATCH} samples."
     )
     for problem in options.problem or PROBLEMS:

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 import tensorflow_ranger as ranger
-from tensorflow_ranger import backend
+from tensorflow_ranger.backend import arrays
 
 SHAPES = [(512, 600)] * 32
 UPDATES = 12
@@ -112,8 +112,8 @@ def main():
         for row in rows.values():
             row.seconds.append(row.run())
     print(
-        f"## {keras.config.backend()} {backend.version()}, Keras {keras.__version__}, "
-        f"Python {platform.python_version()}, {', '.join(backend.devices())}\n\n"
+        f"## {keras.config.backend()} {arrays.version()}, Keras {keras.__version__}, "
+        f"Python {platform.python_version()}, {', '.join(arrays.devices())}\n\n"
         "| | CPU ms an update | of Adam | of 1.25 Adam + one pass |\n| --- | ---: | ---: | ---: |"
     )
     for name, row in rows.items():

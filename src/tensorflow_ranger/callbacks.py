@@ -1,6 +1,6 @@
 """The callbacks: what `fit` takes in its `callbacks`."""
 
-from tensorflow_ranger.optimizers.accumulation_steps import (
+from tensorflow_ranger.optimizers.accumulation_schedule import (
     AccumulationSchedule as AccumulationSchedule,
 )
 from tensorflow_ranger.training.noise_scale import NoiseScale as NoiseScale

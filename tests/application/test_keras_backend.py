@@ -5,7 +5,7 @@ import os
 import keras
 import pytest
 
-from tensorflow_ranger import backend
+from tensorflow_ranger.backend import arrays
 from tensorflow_ranger_cli import keras_backend, silence
 from tensorflow_ranger_cli.errors import UsageError
 from tests.application import runs
@@ -13,7 +13,7 @@ from tests.application import runs
 
 def test_installed_backends_have_the_versions_they_say_themselves():
     installed = keras_backend.installed_backends()
-    assert installed[keras.config.backend()] == backend.version()
+    assert installed[keras.config.backend()] == arrays.version()
     assert set(installed) <= set(keras_backend.BACKENDS)
 
 

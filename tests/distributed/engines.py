@@ -90,7 +90,7 @@ def _jax(devices, distribution, process_count=1):
     keras.distribution.set_distribution(distribution(keras.distribution))
 
     def collectives(model, batch):
-        from tensorflow_ranger.backend.steps.jax_replicas import Rows
+        from tensorflow_ranger.backend.jax.sharded_step import Rows
 
         if not hasattr(model, "microbatch_plan"):
             return 1, []  # Keras' own step, in which XLA sums as it sees fit

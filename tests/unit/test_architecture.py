@@ -25,6 +25,7 @@ ROOMS = [
     {"optimizers"},
     {"batch_size", "multitask", "distribution"},
     {"accumulation"},
+    {"checks"},
     {"rules"},
     {"backend"},
 ]
@@ -289,7 +290,11 @@ def test_the_application_imports_public_names_and_its_rooms_point_down():
     ("path", "source", "complaint"),
     [
         ("runs/run.py", "from tensorflow_ranger import backend", "no public name"),
-        ("runs/run.py", "from tensorflow_ranger.training.verify import verify", "no public name"),
+        (
+            "runs/run.py",
+            "from tensorflow_ranger.training.verification.verify import verify",
+            "no public name",
+        ),
         ("runs/run.py", "import tensorflow_ranger.batch_size.plan", "no public name"),
         ("runs/run.py", "import tensorflow_ranger as r\nr.training.verify", "no public name"),
         ("runs/run.py", "from tensorflow_ranger_cli.commands import train", "points up"),
@@ -324,7 +329,7 @@ def test_a_right_import_of_the_application_is_not(source):
         ("accumulation/window.py", "from tensorflow_ranger.optimizers import inner", "points up"),
         ("accumulation/window.py", "import tensorflow_ranger.training.fit", "points up"),
         ("rules/radam.py", "from tensorflow_ranger import RangerOptimizer", "points up"),
-        ("backend/jax.py", "from tensorflow_ranger import accumulation", "points up"),
+        ("backend/jax/arrays.py", "from tensorflow_ranger import accumulation", "points up"),
         ("optimizers/radam.py", "def f():\n    import tensorflow_ranger.callbacks", "points up"),
         ("multitask/mgda.py", "import tensorflow_ranger.batch_size.search", "neighbour"),
         ("rules/radam.py", "from tensorflow_ranger.kitchen import sink", "list of rooms"),
@@ -335,7 +340,7 @@ def test_a_right_import_of_the_application_is_not(source):
         ("optimizers/radam.py", "def f():\n    import jax.numpy as jnp", "framework"),
         ("optimizers/radam.py", "from keras.src import tree", "private"),
         ("optimizers/radam.py", "from keras import src", "private"),
-        ("backend/torch.py", "import keras.src.backend", "private"),
+        ("backend/torch/arrays.py", "import keras.src.backend", "private"),
         ("training/fit.py", "import keras\nkeras.src.tree", "private"),
         ("__init__.py", "def f():\n    import tensorflow_ranger_cli.main", "the application"),
         ("__main__.py", "from tensorflow_ranger_cli.main import main", "the application"),
@@ -354,7 +359,7 @@ def test_a_wrong_import_is_found(path, source, complaint):
         ("__main__.py", "import subprocess"),
         ("callbacks.py", "from tensorflow_ranger.training.noise_scale import NoiseScale"),
         ("optimizers/radam.py", "from tensorflow_ranger import backend"),
-        ("backend/jax.py", "import jax\nimport jaxlib"),
+        ("backend/jax/arrays.py", "import jax\nimport jaxlib"),
         ("rules/radam.py", "from keras import ops, tree"),
         ("backend/keras_internals/models.py", "from keras.src import backend"),
     ],
@@ -363,20 +368,47 @@ def test_a_right_import_is_not(path, source):
     assert violations(Path(path), source) == []
 
 
-def test_the_backends_are_twins():
-    def functions(path):
-        found = {}
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-                found[node.name] = ast.unparse(node.args)
-            elif (
-                isinstance(node, ast.ImportFrom) and node.module == "tensorflow_ranger.backend.each"
-            ):
-                shared = functions(path.with_name("each.py"))
-                found.update({alias.name: shared[alias.name] for alias in node.names})
-        return found
+def public_functions(path):
+    """Return the arguments of the public functions that the file at `path` gives, by name.
 
-    tensorflow = functions(SOURCE / "backend" / "tensorflow.py")
-    assert tensorflow
-    assert functions(SOURCE / "backend" / "jax.py") == tensorflow
-    assert functions(SOURCE / "backend" / "torch.py") == tensorflow
+    What is imported `as` itself counts, from wherever it comes. An argument with a default does
+    not: it is for the callers within one backend.
+    """
+    found = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            arguments = [argument.arg for argument in node.args.args]
+            found[node.name] = arguments[: len(arguments) - len(node.args.defaults)]
+        elif isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names if alias.asname == alias.name]
+            if names:
+                there = public_functions(SOURCES / f"{(node.module or '').replace('.', '/')}.py")
+                found.update({name: there[name] for name in names})
+    return found
+
+
+def modules_of(backend):
+    """Return the names of the modules in a backend's folder."""
+    return {file.name for file in (SOURCE / "backend" / backend).glob("*.py")}
+
+
+@pytest.mark.parametrize(
+    "module", sorted(modules_of("tensorflow") & modules_of("jax") & modules_of("torch"))
+)
+def test_the_backends_are_twins(module):
+    tensorflow, jax, torch = (
+        public_functions(SOURCE / "backend" / backend / module)
+        for backend in ("tensorflow", "jax", "torch")
+    )
+    assert jax == tensorflow
+    assert torch == tensorflow
+    assert tensorflow or module == "__init__.py"
+
+
+def test_every_module_that_is_loaded_by_name_has_twins():
+    loaded = re.findall(
+        r'_of_active_backend\("(\w+)"\)', (SOURCE / "backend" / "__init__.py").read_text("utf-8")
+    )
+    assert len(loaded) == 5
+    for backend in ("tensorflow", "jax", "torch"):
+        assert {f"{name}.py" for name in loaded} <= modules_of(backend)

@@ -2,8 +2,8 @@
 
 from keras import ops
 
-from tensorflow_ranger import backend
-from tensorflow_ranger.accumulation.accumulators import Buffer
+from tensorflow_ranger.accumulation.buffer import Buffer
+from tensorflow_ranger.backend import arrays
 
 #: How the names begin that `Window.state` gives to what each replica has a share of.
 SHARED = ("window_sum_", "window_mass", "window_squares", "window_measured")
@@ -76,9 +76,9 @@ class Window:
         if not isinstance(mass, float):
             mass = ops.cast(mass, self.mass.dtype)
         if skip_nonfinite:
-            added = backend.all_finite([g for g in gradients if g is not None])
+            added = arrays.all_finite([g for g in gradients if g is not None])
             if not isinstance(mass, float):
-                added = added & backend.all_finite([mass]) & (mass >= 0)
+                added = added & arrays.all_finite([mass]) & (mass >= 0)
             counted = ops.logical_or(added, ops.equal(mass, 0.0))
             if agreed is not None:
                 counted = agreed(counted)

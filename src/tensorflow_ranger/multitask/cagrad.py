@@ -5,7 +5,7 @@ import math
 from keras import ops
 
 from tensorflow_ranger.multitask.gram import cosines, identity, ridge, task_count
-from tensorflow_ranger.multitask.supports import best, solutions
+from tensorflow_ranger.multitask.quadratic_program import best, solutions
 
 CANCELLED = 8  # the length of a sum of unit vectors, in roots of `ridge`, that counts as 0
 

@@ -1,13 +1,13 @@
 """The ways to make one gradient of many, by name."""
 
-from tensorflow_ranger.multitask import aligned, cagrad, mgda, pcgrad, sum, upgrad
+from tensorflow_ranger.multitask import aligned_mtl, cagrad, mgda, pcgrad, plain_sum, upgrad
 
 # Each is a function from the gradients' Gram matrix (T, T) to the weights (T,) of their sum.
 COMBINATIONS = {
-    "sum": sum.weights,
+    "sum": plain_sum.weights,
     "pcgrad": pcgrad.weights,
     "mgda": mgda.weights,
     "cagrad": cagrad.weights,
     "upgrad": upgrad.weights,
-    "aligned": aligned.weights,
+    "aligned": aligned_mtl.weights,
 }

@@ -5,7 +5,7 @@ import itertools
 from keras import ops
 from keras.config import floatx
 
-from tensorflow_ranger.accumulation.fused import BatchBuffer
+from tensorflow_ranger.accumulation.batch_buffer import BatchBuffer
 from tensorflow_ranger.multitask import conflicts
 
 

@@ -3,7 +3,7 @@
 from keras import ops
 
 from tensorflow_ranger.multitask.gram import cosines, identity, ridge, task_count
-from tensorflow_ranger.multitask.supports import complementary
+from tensorflow_ranger.multitask.quadratic_program import complementary
 
 
 def weights(gram):

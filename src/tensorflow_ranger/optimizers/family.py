@@ -2,9 +2,9 @@
 
 from keras import ops
 
-from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
+from tensorflow_ranger.accumulation.buffer import accumulator_dtype
 from tensorflow_ranger.backend import keras_internals
-from tensorflow_ranger.optimizers import arguments
+from tensorflow_ranger.checks import arguments
 from tensorflow_ranger.optimizers.gradient_shaping import GradientShaping
 from tensorflow_ranger.optimizers.slow_weights import SlowWeights
 

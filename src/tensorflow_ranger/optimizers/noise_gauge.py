@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from tensorflow_ranger import backend
+from tensorflow_ranger.backend import arrays
 from tensorflow_ranger.batch_size import noise_scale
 
 
@@ -49,7 +49,7 @@ class NoiseGauge:
             loss_scale: Number > 0 that the loss was multiplied by.
             added: Whether the window took it; scalar bool.
         """
-        square = backend.squared_norm([g for g in gradients if g is not None])
+        square = arrays.squared_norm([g for g in gradients if g is not None])
         square = square / ops.cast(loss_scale, "float32") ** 2
         mass = ops.cast(mass, "float32")
         counts = ops.logical_and(added, mass > 0)
@@ -68,7 +68,7 @@ class NoiseGauge:
         mass = ops.cast(mass, "float32")
         held = ops.where(mass > 0, mass, 1.0)
         whole = held / share
-        square = backend.squared_norm(means)
+        square = arrays.squared_norm(means)
         self.averages.assign(
             noise_scale.updated(
                 self.averages.value,

@@ -2,9 +2,8 @@
 
 import keras
 
-from tensorflow_ranger import backend
-from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
-from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.accumulation.buffer import accumulator_dtype
+from tensorflow_ranger.backend import arrays, keras_internals
 from tensorflow_ranger.optimizers.family import FamilyOptimizer
 from tensorflow_ranger.optimizers.slots import add_slot
 from tensorflow_ranger.rules import radam
@@ -84,8 +83,8 @@ class RAdam(FamilyOptimizer):
         indices = [keras_internals.index_of(self, variable) for variable in variables]
         momentums = [self._momentums[index] for index in indices]
         velocities = [self._velocities[index] for index in indices]
-        backend.blend(momentums, gradients, 1.0 - self.beta_1)
-        backend.blend_squares(velocities, gradients, 1.0 - self.beta_2)
+        arrays.blend(momentums, gradients, 1.0 - self.beta_1)
+        arrays.blend_squares(velocities, gradients, 1.0 - self.beta_2)
         scalars = radam.descent(
             self.iterations + 1,
             learning_rate,
@@ -94,7 +93,7 @@ class RAdam(FamilyOptimizer):
             self.epsilon,
             accumulator_dtype(keras.config.floatx()),
         )
-        backend.descend(variables, momentums, velocities, *scalars)
+        arrays.descend(variables, momentums, velocities, *scalars)
 
     def get_config(self):
         """Return the arguments that make an optimizer like this one, without its state."""

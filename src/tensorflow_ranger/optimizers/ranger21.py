@@ -5,10 +5,9 @@ import math
 import keras
 from keras import ops
 
-from tensorflow_ranger import backend
-from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
-from tensorflow_ranger.backend import keras_internals
-from tensorflow_ranger.optimizers import arguments
+from tensorflow_ranger.accumulation.buffer import accumulator_dtype
+from tensorflow_ranger.backend import arrays, keras_internals
+from tensorflow_ranger.checks import arguments
 from tensorflow_ranger.optimizers.family import FamilyOptimizer
 from tensorflow_ranger.optimizers.gradient_shaping import unit_axes
 from tensorflow_ranger.optimizers.slots import add_slot
@@ -194,7 +193,7 @@ class Ranger21(FamilyOptimizer):
             gradients = [normalize(gradient) for gradient in gradients]
         indices = [keras_internals.index_of(self, variable) for variable in variables]
         velocities = [self._velocities[index] for index in indices]
-        backend.blend_squares(velocities, gradients, 1.0 - self.beta_2)
+        arrays.blend_squares(velocities, gradients, 1.0 - self.beta_2)
         directions = self._directions(indices, gradients, step, dtype)
         correction = bias_correction(step, self.beta_2, dtype)
         decay = rate * self._stable_decay(velocities, correction, dtype)
@@ -225,7 +224,7 @@ class Ranger21(FamilyOptimizer):
             weights = positive_negative_momentum.weights(step, factor, noise, dtype)
         averages = [[slots[index] for index in indices] for slots in self._momentums]
         for slots, share in zip(averages, shares, strict=True):
-            backend.blend(slots, gradients, share)
+            arrays.blend(slots, gradients, share)
         return [
             sum(
                 slot.value * ops.cast(w, slot.dtype) for slot, w in zip(slots, weights, strict=True)

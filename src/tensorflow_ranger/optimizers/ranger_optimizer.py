@@ -8,20 +8,20 @@ from typing import SupportsIndex
 import keras
 from keras import ops
 
-from tensorflow_ranger import backend
 from tensorflow_ranger.accumulation.window import Window
-from tensorflow_ranger.backend import replicas
+from tensorflow_ranger.backend import arrays, replicas
 from tensorflow_ranger.batch_size.noise_scale import MEMORY, NoiseEstimate
-from tensorflow_ranger.distribution.merging import require_replicas
-from tensorflow_ranger.optimizers import arguments
+from tensorflow_ranger.checks import arguments
+from tensorflow_ranger.distribution.reduction import require_replicas
 from tensorflow_ranger.optimizers import inner as inner_optimizers
-from tensorflow_ranger.optimizers.accumulation_steps import AccumulationSchedule, AccumulationSteps
+from tensorflow_ranger.optimizers.accumulation_schedule import AccumulationSchedule
 from tensorflow_ranger.optimizers.gradient_shaping import GradientShaping
 from tensorflow_ranger.optimizers.noise_gauge import NoiseGauge
 from tensorflow_ranger.optimizers.open_windows import TrainedVariables, others
 from tensorflow_ranger.optimizers.saved import SavedOptimizer
 from tensorflow_ranger.optimizers.slots import add_accumulator, array_of, whole_number
 from tensorflow_ranger.optimizers.slow_weights import SlowWeights
+from tensorflow_ranger.optimizers.window_length import WindowLength
 
 
 @keras.saving.register_keras_serializable(package="tensorflow_ranger")
@@ -110,7 +110,7 @@ class RangerOptimizer(SavedOptimizer):
         self.reduction = arguments.reduction(reduction)
         self.skip_nonfinite = skip_nonfinite
         self.accumulator_dtype = arguments.accumulator_dtype(accumulator_dtype)
-        self._steps = AccumulationSteps(accumulation_steps, max_accumulation_steps, self._add_state)
+        self._steps = WindowLength(accumulation_steps, max_accumulation_steps, self._add_state)
         self._gauge = NoiseGauge(self._add_state) if self._steps.follows_noise else None
         self.lookahead = arguments.lookahead(lookahead)
         self.adaptive_clipping = arguments.adaptive_clipping(adaptive_clipping)
@@ -278,7 +278,7 @@ class RangerOptimizer(SavedOptimizer):
 
     def _close_window(self, present):
         self._merge(self._window, () if self._gauge is None else self._gauge.shares)
-        seen = backend.static_value(self._window.has_gradient.value)
+        seen = arrays.static_value(self._window.has_gradient.value)
         if seen is not None:
             self._update(list(seen))
         elif all(present) or not any(present):
@@ -315,7 +315,7 @@ class RangerOptimizer(SavedOptimizer):
 
     def _close_rest(self):
         # After a step that failed, Keras on JAX has no values to go on with, and the error to show.
-        if self.built and backend.has_value(self._window.micro_batches):
+        if self.built and arrays.has_value(self._window.micro_batches):
             replicas.run_if(
                 ops.greater(self._window.micro_batches, 0),
                 lambda: self._close_window([False] * len(self._trained_variables)),
@@ -325,7 +325,7 @@ class RangerOptimizer(SavedOptimizer):
 
     def _warn_of_open_window(self):
         # It may be in use beside the optimizer that is finalized, or one that was given up.
-        if backend.has_value(self._window.micro_batches) and self.pending_micro_batches:
+        if arrays.has_value(self._window.micro_batches) and self.pending_micro_batches:
             warnings.warn(
                 f"The window of {self.name!r} stays open with {self.pending_micro_batches} "
                 "micro-batch(es): another RangerOptimizer that trains the same variables was "
@@ -334,7 +334,7 @@ class RangerOptimizer(SavedOptimizer):
             )
 
     def _warn_of_skips(self):
-        if backend.static_value(self._window.skipped_micro_batches.value) is None:
+        if arrays.static_value(self._window.skipped_micro_batches.value) is None:
             return  # a trace does not know the count
         skipped = self.skipped_micro_batches
         if skipped > self._reported_skips:

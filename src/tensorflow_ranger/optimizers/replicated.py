@@ -1,10 +1,10 @@
 """What an optimizer holds of a window where several replicas fill it together."""
 
 from tensorflow_ranger.backend import replicas
-from tensorflow_ranger.distribution.merging import (
+from tensorflow_ranger.distribution.reduction import (
     are_merged,
-    everywhere,
     merge_window,
+    on_all_replicas,
     require_alike,
 )
 from tensorflow_ranger.optimizers.wrapper import OptimizerWrapper
@@ -23,7 +23,7 @@ class ReplicatedOptimizer(OptimizerWrapper):
         return 1.0 / replicas.copies(self._trained_variables) if merged else 1.0
 
     def _agreed(self, flag):
-        return flag if are_merged(self) else everywhere(flag)
+        return flag if are_merged(self) else on_all_replicas(flag)
 
     def _loss_scale(self, weighted):
         # What the gradients are divided by, to be those of a replica's own mean loss.

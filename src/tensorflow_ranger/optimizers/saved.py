@@ -5,7 +5,8 @@ from typing import Any
 
 import keras
 
-from tensorflow_ranger.optimizers import arguments, window_state
+from tensorflow_ranger.checks import arguments
+from tensorflow_ranger.optimizers import window_state
 from tensorflow_ranger.optimizers.replicated import ReplicatedOptimizer
 
 # Arguments that a config may hold as configs of their own.

@@ -4,9 +4,8 @@ from typing import Any
 
 from keras import ops
 
-from tensorflow_ranger import backend
-from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
-from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.accumulation.buffer import accumulator_dtype
+from tensorflow_ranger.backend import arrays, keras_internals
 
 
 def add_slot(optimizer, variable, name, dtype=None, initializer: Any = "zeros"):
@@ -40,7 +39,7 @@ def add_accumulator(optimizer, variable, dtype=None):
     Raises:
         ValueError: The backend has switched `dtype` off.
     """
-    if not backend.supports_dtype(dtype):
+    if not arrays.supports_dtype(dtype):
         raise ValueError(
             f"accumulator_dtype={dtype!r} is switched off on JAX. Switch it on first: "
             'jax.config.update("jax_enable_x64", True).'
@@ -54,7 +53,7 @@ def array_of(variable):
     Raises:
         RuntimeError: `fit` has taken it on JAX.
     """
-    if not backend.has_value(variable):
+    if not arrays.has_value(variable):
         raise RuntimeError(
             "The optimizer's state is inside fit now, and this reference has none of it. "
             "In a callback on JAX, go through self.model.optimizer, which fetches it."

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from tensorflow_ranger import backend
+from tensorflow_ranger.backend import arrays
 from tensorflow_ranger.optimizers.slots import add_slot
 
 
@@ -37,14 +37,14 @@ class SlowWeights:
         slow = [self.variables[self._places[id(variable)]] for variable in variables]
 
         def follow():
-            backend.blend(slow, [theta.value for theta in variables], self._lookahead.alpha)
+            arrays.blend(slow, [theta.value for theta in variables], self._lookahead.alpha)
             _copy(slow, variables)
             for theta in variables:
                 if theta.constraint is not None:
                     theta.assign(theta.constraint(theta))
 
         due = ops.equal(updates % self._lookahead.k, 0)
-        backend.run_if(due, follow, [*slow, *variables])
+        arrays.run_if(due, follow, [*slow, *variables])
 
     def load(self, variables):
         """Assign the slow weights to the weights."""
@@ -60,7 +60,7 @@ def _copy(sources, targets):
 def _value_of(variable):
     # Keras on TensorFlow builds optimizers within a trace, where an assignment would be part of
     # the step, and where XLA takes no initializer that reads a variable.
-    value = backend.initial_value(variable)
+    value = arrays.initial_value(variable)
 
     def initializer(shape, dtype):
         return ops.convert_to_tensor(value, dtype=dtype)

@@ -5,7 +5,7 @@ import warnings
 import keras
 
 from tensorflow_ranger.backend import keras_internals
-from tensorflow_ranger.optimizers import arguments
+from tensorflow_ranger.checks import arguments
 
 
 def _delegated(name):

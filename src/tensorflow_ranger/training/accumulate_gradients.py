@@ -6,7 +6,7 @@ from typing import SupportsIndex
 import keras
 
 from tensorflow_ranger.backend import gradients
-from tensorflow_ranger.optimizers import arguments
+from tensorflow_ranger.checks import arguments
 from tensorflow_ranger.training.gradient_inputs import checked_batch, checked_variables
 
 

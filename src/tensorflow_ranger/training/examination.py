@@ -5,9 +5,9 @@ import warnings
 import keras
 import numpy as np
 
-from tensorflow_ranger import backend
-from tensorflow_ranger.backend import keras_internals, steps
-from tensorflow_ranger.backend.steps.samples import count, cut
+from tensorflow_ranger.backend import arrays, keras_internals
+from tensorflow_ranger.backend.batches import count, cut
+from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.training import probe
 from tensorflow_ranger.training.layer_state import SUM, UNKNOWN
 
@@ -20,13 +20,13 @@ class Examination:
 
     Args:
         state: `LayerState`; of its unclear variables the kind is found.
-        shares: `LossShares`; of its questions it is found whether they are means or sums.
+        shares: `CompiledLosses`; of its questions it is found whether they are means or sums.
         metrics: `MetricsOfBatch`; of its unclear metrics it is found whether they add up.
     """
 
     def __init__(self, state, shares, metrics):
         self._state = state
-        self._shares = shares
+        self._compiled_losses = shares
         self._metrics = metrics
         self.is_settled = True
 
@@ -51,7 +51,7 @@ class Examination:
         try:
             looks = run(some)
         except Exception as error:
-            if steps.is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             guessed = self._state.assume_rows(count(data))
             try:
@@ -65,7 +65,7 @@ class Examination:
         return self._learn(looks, samples // 2 / samples)
 
     def _learn(self, looks, fraction):
-        tolerance = tolerance_of(self._shares.model)
+        tolerance = tolerance_of(self._compiled_losses.model)
         is_noisy = looks.drew or self._state.has_normalizations
         found = []
         for place in self._state.unclear:
@@ -79,7 +79,7 @@ class Examination:
             found.append((f"the state {self._state.name(place)}", kind, is_certain))
         answers = (looks.whole.answers, looks.first.answers, looks.second.answers)
         sums = []
-        shares = self._shares
+        shares = self._compiled_losses
         for name, follows, is_known, whole, first, second in zip(
             shares.questions, shares.follow_layers, shares.known, *answers, strict=True
         ):
@@ -91,13 +91,13 @@ class Examination:
             )
             sums.append(kind == SUM)
             found.append((name, kind, is_certain))
-        self._shares.learn(sums)
+        self._compiled_losses.learn(sums)
         self._metrics.learn(looks.whole.metrics, looks.continued.metrics, tolerance)
         return _warned(found)
 
     def _warn_unmeasured(self, why):
         names = [f"the state {self._state.name(place)}" for place in self._state.unclear]
-        names += self._shares.questions
+        names += self._compiled_losses.questions
         self._metrics.assume_of_batch()
         if names:
             warnings.warn(
@@ -143,7 +143,7 @@ def resolution_of(model):
     if keras.config.backend() == "torch":  # Keras rounds some operations through float32 there
         dtypes.add("float32")
     # A dtype that is switched off is computed in float32, as any that is unknown here.
-    known = [d for d in dtypes if d in _RESOLUTIONS and backend.supports_dtype(d)]
+    known = [d for d in dtypes if d in _RESOLUTIONS and arrays.supports_dtype(d)]
     return max([_RESOLUTIONS[d] for d in known], default=2**-23)
 
 

@@ -5,16 +5,16 @@ import contextlib
 import keras
 from keras import ops
 
-from tensorflow_ranger import backend
-from tensorflow_ranger.accumulation.accumulators import accumulator_dtype
-from tensorflow_ranger.backend import keras_internals, steps
+from tensorflow_ranger.accumulation.buffer import accumulator_dtype
+from tensorflow_ranger.backend import arrays, keras_internals, steps
+from tensorflow_ranger.backend.batches import count, cut, first
+from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.backend.phases import LoopState
-from tensorflow_ranger.backend.steps.samples import count, cut, first
-from tensorflow_ranger.distribution.carry import own_seed
+from tensorflow_ranger.distribution.batch_state import own_seed
 from tensorflow_ranger.training.call_scope import CallScope
+from tensorflow_ranger.training.compiled_losses import CompiledLosses
 from tensorflow_ranger.training.examination import Examination
 from tensorflow_ranger.training.layer_state import CARRIED, LayerState
-from tensorflow_ranger.training.loss_shares import LossShares
 from tensorflow_ranger.training.metrics_of_batch import MetricsOfBatch, masked, with_masks
 from tensorflow_ranger.training.probe import Look, Looks
 
@@ -33,7 +33,7 @@ class ForwardPasses:
         self.weights = list(model.trainable_variables)
         self.metrics = list(model.metrics_variables)
         self.seeds = keras_internals.seeds_of(model)
-        self.shares = LossShares(model, tasks)
+        self.compiled_losses = CompiledLosses(model, tasks)
         self.has_gradient = []
         self.state = LayerState(model, self.seeds)
         self._dtype = accumulator_dtype(keras.config.floatx())
@@ -61,7 +61,7 @@ class ForwardPasses:
         try:
             scope, y_pred = self._first_call(data)
         except Exception as error:
-            guessed = [] if steps.is_out_of_memory(error) else self.state.guess_rows(samples)
+            guessed = [] if is_out_of_memory(error) else self.state.guess_rows(samples)
             if not guessed:
                 raise
             try:
@@ -77,7 +77,7 @@ class ForwardPasses:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with self._scope(rows=rows_of(x)) as scope:
             y_pred = self.call(x)
-            self.shares.inspect(y, y_pred, sample_weight)
+            self.compiled_losses.inspect(y, y_pred, sample_weight)
         return scope, y_pred
 
     def examine(self, run, data, size):
@@ -88,8 +88,8 @@ class ForwardPasses:
             data: Tuple ``(x, y, sample_weight)`` of the batch.
             size: Samples per micro-batch.
         """
-        if self.state.unclear or self.shares.questions or self.metrics_of_batch.unclear:
-            examination = Examination(self.state, self.shares, self.metrics_of_batch)
+        if self.state.unclear or self.compiled_losses.questions or self.metrics_of_batch.unclear:
+            examination = Examination(self.state, self.compiled_losses, self.metrics_of_batch)
             self.unknown = examination.run(run, data, size)
             self.is_settled = examination.is_settled
         self.state.find_normalizations()
@@ -128,9 +128,9 @@ class ForwardPasses:
         with self._scope(None, begun, rows_of(x), carried) as scope:
             y_pred = self.call(x)
             outputs = with_masks(y_pred)
-            if given is not None and not (self.shares.is_own and self.model.losses):
+            if given is not None and not (self.compiled_losses.is_own and self.model.losses):
                 y_pred = masked(*given)
-            answers = self.shares.answers(x, y, y_pred, copies(sample_weight))
+            answers = self.compiled_losses.answers(x, y, y_pred, copies(sample_weight))
             state = self.state.read(scope)
         seeds = [scope.get_current_value(v) for v in self.seeds]
         metrics = self.metrics_of_batch.updated(begun.metrics, y, y_pred, copies(sample_weight))
@@ -139,12 +139,12 @@ class ForwardPasses:
     @property
     def losses(self):
         """How many losses are differentiated."""
-        return self.shares.rows
+        return self.compiled_losses.rows
 
     @property
     def needs_masses(self):
         """Whether a loss is divided by something else than its number of samples."""
-        return self.shares.needs_masses
+        return self.compiled_losses.needs_masses
 
     def count(self, data):
         """Return the number of samples in `data` as a scalar."""
@@ -154,8 +154,8 @@ class ForwardPasses:
         """Return the masses of a micro-batch, one scalar per loss."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with self._scope(rows=rows_of(x)):
-            y_pred = self.call(x) if self.shares.needs_outputs else None
-            return self.shares.masses(y, y_pred, sample_weight, self._dtype)
+            y_pred = self.call(x) if self.compiled_losses.needs_outputs else None
+            return self.compiled_losses.masses(y, y_pred, sample_weight, self._dtype)
 
     def initial(self):
         """Return the `LoopState` that a batch begins with."""
@@ -166,7 +166,7 @@ class ForwardPasses:
             layers=self.state.open(),
             samples=zero,
             loss=ops.zeros((), keras.config.floatx()),
-            losses=[ops.zeros((), loss.loss.dtype) for loss in self.shares.losses],
+            losses=[ops.zeros((), loss.loss.dtype) for loss in self.compiled_losses.losses],
             noise=[] if self.noise is None else [zero, zero],
         )
 
@@ -201,7 +201,7 @@ class ForwardPasses:
             pairs += zip(self.metrics, begun.metrics, strict=True)
         with self.state.placed(layers, start, rows, carried) as placed:
             mapping = {id(variable): (variable, value) for variable, value in [*pairs, *placed]}
-            reassigned = self.weights if backend.KEEPS_ALL_ASSIGNMENTS else ()
+            reassigned = self.weights if arrays.KEEPS_ALL_ASSIGNMENTS else ()
             with CallScope(mapping.values(), reassigned) as scope:
                 yield scope
 

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from tensorflow_ranger import backend
-from tensorflow_ranger.backend import keras_internals, replicas
-from tensorflow_ranger.distribution.carry import StateBefore
+from tensorflow_ranger.backend import arrays, keras_internals, replicas
+from tensorflow_ranger.distribution.batch_state import StateBefore
 
 MEAN = "mean"  #: The batch's value is the mean of the micro-batches', weighted by samples.
 SUM = "sum"  #: The batch's value gains what every micro-batch gains.
@@ -42,7 +41,7 @@ class LayerState:
     def __init__(self, model, seeds):
         self._model = model
         self._ignored = {id(v) for v in (*seeds, *model.metrics_variables)}
-        self._foreign = backend.foreign_state(model)
+        self._foreign = arrays.foreign_state(model)
         self._recurrent = [
             layer
             for layer in keras_internals.layers_of(model)
@@ -67,7 +66,7 @@ class LayerState:
         Raises:
             ValueError: State with a row for each sample has rows for another number of samples.
         """
-        if not backend.KEEPS_ALL_ASSIGNMENTS:
+        if not arrays.KEEPS_ALL_ASSIGNMENTS:
             kept = {id(v) for v in self._model.non_trainable_variables}
             assigned = [v for v in assigned if id(v) in kept]
         assigned = [*assigned, *self._foreign, *self._rows]
@@ -113,7 +112,7 @@ class LayerState:
                 known.update((id(v), MEAN) for v in layer.non_trainable_variables)
             elif isinstance(layer, keras.layers.SpectralNormalization) and layer.built:
                 known.update((id(v), MEAN) for v in (layer.kernel, layer.vector_u))
-        known.update((id(v), MEAN) for v in backend.known_means(self._foreign))
+        known.update((id(v), MEAN) for v in arrays.known_means(self._foreign))
         known.update((id(v), ROWS) for v in self._rows)
         known.update((id(v), CARRIED) for v in self.variables if _is_seed(v))
         return known
@@ -127,7 +126,7 @@ class LayerState:
             if isinstance(layer, keras.layers.BatchNormalization) and layer.built
             if getattr(layer, "moving_variance", None) is not None
         ]
-        pairs += backend.foreign_normalizations(self._foreign)
+        pairs += arrays.foreign_normalizations(self._foreign)
         self._normalizations = {
             places[id(variance)]: (places[id(mean)], momentum)
             for mean, variance, momentum in pairs
@@ -148,7 +147,7 @@ class LayerState:
             if isinstance(layer, keras.layers.BatchNormalization)
             for v in layer.non_trainable_variables
         }
-        normalized |= {id(v) for v in backend.known_means(self._foreign)}
+        normalized |= {id(v) for v in arrays.known_means(self._foreign)}
         return any(id(v) in normalized for v in self.variables)
 
     def name(self, place):
@@ -197,7 +196,7 @@ class LayerState:
                 value = _rows(value, start, rows)
                 in_rows.append(variable)
             if self._is_foreign(variable):
-                begun = backend.copied(value) if totals is None else totals.begun[len(foreign)]
+                begun = arrays.copied(value) if totals is None else totals.begun[len(foreign)]
                 foreign.append((variable, value if goes_on else begun))
             elif (totals is not None and goes_on) or id(variable) not in self._weights:
                 pairs.append((variable, value))
@@ -220,7 +219,7 @@ class LayerState:
         for variable, kind in zip(self.variables, self.kinds, strict=True):
             value = scope.get_current_value(variable)
             if value is None:
-                value = backend.copied(variable.value)
+                value = arrays.copied(variable.value)
             if kind != ROWS and tuple(value.shape) != tuple(variable.shape):
                 value = ops.reshape(value, variable.shape)  # a graph's loop wants known shapes
             values.append(value)
@@ -228,14 +227,14 @@ class LayerState:
 
     def open(self):
         """Return the `StateTotals` that a batch begins with."""
-        values = [backend.copied(v.value) for v in self.variables]
+        values = [arrays.copied(v.value) for v in self.variables]
         for place, (value, kind) in enumerate(zip(values, self.kinds, strict=True)):
             if kind == SUM:
                 values[place] = self._decayed(place, value)
         return StateTotals(
             values,
             [ops.zeros_like(values[i]) for i in self._normalizations],
-            [backend.copied(variable.value) for variable in self._foreign],
+            [arrays.copied(variable.value) for variable in self._foreign],
         )
 
     def add(self, totals, values, before, samples, part=None):

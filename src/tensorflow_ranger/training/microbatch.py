@@ -7,11 +7,11 @@ import keras
 from tensorflow_ranger.backend import steps
 from tensorflow_ranger.batch_size.plan import parse_bytes
 from tensorflow_ranger.batch_size.size_policy import WHOLE
+from tensorflow_ranger.checks import arguments
 from tensorflow_ranger.multitask.tasks import Tasks
-from tensorflow_ranger.optimizers import arguments
-from tensorflow_ranger.training.micro_batcher import MicroBatcher
 from tensorflow_ranger.training.model_copies import copy_overrides
 from tensorflow_ranger.training.model_state import attach, set_tasks, tasks_of
+from tensorflow_ranger.training.train_function import TrainFunction
 
 
 def microbatch(
@@ -110,7 +110,7 @@ def check_trainable(model, function):
 def overridden_step(model):
     """Return the method of Keras' training step that `model` has one of its own for, or None."""
     for name in ("train_step", "make_train_function"):
-        is_ours = name in vars(model) and MicroBatcher.of(model) is not None
+        is_ours = name in vars(model) and TrainFunction.of(model) is not None
         if name in vars(model) and not (name == "make_train_function" and is_ours):
             return name
         if not getattr(type(model), name).__module__.startswith("keras."):
@@ -132,11 +132,11 @@ def install(model, size, **options):
     Args:
         model: A Keras model.
         size: Samples, "auto", or `WHOLE`.
-        **options: Those of `MicroBatcher`.
+        **options: Those of `TrainFunction`.
     """
-    batcher = MicroBatcher(model, size, **options)
-    attach(model, "micro_batcher", batcher)
-    model.make_train_function = batcher.make_train_function
+    train_function = TrainFunction(model, size, **options)
+    attach(model, "microbatch", train_function)
+    model.make_train_function = train_function.make_train_function
     vars(model).update(steps.trainer_overrides(model))
     vars(model).update(
         copy_overrides(
@@ -157,7 +157,7 @@ def _uninstall(model):
         overrides = (*steps.trainer_overrides(model), *copy_overrides(model, None))
         for name in ("make_train_function", "microbatch_plan", *overrides):
             del vars(model)[name]
-        attach(model, "micro_batcher", None)
+        attach(model, "microbatch", None)
         model.train_function = model.test_function = None
 
 

@@ -1,9 +1,9 @@
 """multitask: one gradient per task, made into one update."""
 
 from tensorflow_ranger.multitask.tasks import Tasks
-from tensorflow_ranger.training.micro_batcher import MicroBatcher
 from tensorflow_ranger.training.microbatch import check_trainable, install_whole, microbatch
 from tensorflow_ranger.training.model_state import set_tasks
+from tensorflow_ranger.training.train_function import TrainFunction
 
 
 def multitask(model, combine, *, tasks=None):
@@ -56,7 +56,7 @@ def multitask(model, combine, *, tasks=None):
         >>> model.fit(x, {"domain": domain, "score": score}, batch_size=1024)
     """
     check_trainable(model, "multitask")
-    batcher = MicroBatcher.of(model)
+    batcher = TrainFunction.of(model)
     if combine is None:
         set_tasks(model, None)
         if batcher is not None and batcher.is_whole:

@@ -7,9 +7,9 @@ import keras
 from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.batch_size import noise_scale
 from tensorflow_ranger.batch_size.noise_scale import NoiseEstimate
-from tensorflow_ranger.distribution.merging import chain
-from tensorflow_ranger.optimizers import arguments
-from tensorflow_ranger.training.micro_batcher import MicroBatcher
+from tensorflow_ranger.checks import arguments
+from tensorflow_ranger.checks.wrapped_optimizers import chain
+from tensorflow_ranger.training.train_function import TrainFunction
 
 
 class NoiseScale(keras.callbacks.Callback):
@@ -108,7 +108,7 @@ class NoiseScale(keras.callbacks.Callback):
     def set_model(self, model):
         """Make the model's steps measure."""
         super().set_model(model)
-        batcher = MicroBatcher.of(model)
+        batcher = TrainFunction.of(model)
         if batcher is not None:
             if batcher.measure_noise(self._memory):
                 model.train_function = None  # a compiled one does not measure

@@ -3,7 +3,7 @@
 import keras
 
 from tensorflow_ranger.backend import keras_internals
-from tensorflow_ranger.distribution.merging import chain
+from tensorflow_ranger.checks.wrapped_optimizers import chain
 from tensorflow_ranger.multitask import conflicts
 from tensorflow_ranger.training.model_state import tasks_of
 from tensorflow_ranger.training.step_statistics import StepStatistics

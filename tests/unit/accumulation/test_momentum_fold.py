@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tensorflow_ranger.accumulation.fused import MomentumFold
+from tensorflow_ranger.accumulation.momentum_fold import MomentumFold
 
 
 class SGD(keras.optimizers.SGD):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tensorflow_ranger.multitask import cagrad, pcgrad, supports
+from tensorflow_ranger.multitask import cagrad, pcgrad, quadratic_program
 from tensorflow_ranger.multitask.combinations import COMBINATIONS
 from tests.references.task_combination import TWINS, random_gradients, structured_gradients
 from tests.unit.multitask.rules import combined, compiled, gram_matrix, weights
@@ -251,7 +251,7 @@ def test_pcgrad_of_more_tasks_draws_the_same_orders_again(float64):
 
 @pytest.mark.parametrize("name", ["mgda", "cagrad", "upgrad"])
 def test_too_many_tasks(name):
-    gram = ops.eye(supports.MOST_TASKS + 1)
+    gram = ops.eye(quadratic_program.MOST_TASKS + 1)
     with pytest.raises(ValueError, match=r"got 11 tasks, expected at most 10\. .* or use"):
         COMBINATIONS[name](gram)
 

@@ -44,7 +44,7 @@ def test_return_state_is_where_fit_looks_when_it_ends():
 
 
 def test_a_train_function_takes_and_returns_state_and_takes_batches_from_an_iterator():
-    # What `MicroBatcher` is written for, beside its own methods.
+    # What `TrainFunction` is written for, beside its own methods.
     model, seen = model_of(), []
     model.compile("adam", "mse", jit_compile=False, steps_per_execution=2)
 

@@ -1,0 +1,331 @@
+"""JAX: pure compiled functions of the state, whose buffers are donated."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+
+from tensorflow_ranger.backend.batches import count, cut, has_sparse, split
+from tensorflow_ranger.backend.jax.arrays import squared_norm
+from tensorflow_ranger.backend.jax.loops import fold
+from tensorflow_ranger.backend.jax.memory import shapes, temporaries_of
+from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases
+
+
+def current_values(variables):
+    """Return pairs of the variables and the values an inner scope must be told."""
+    return [(variable, variable.value) for variable in variables]
+
+
+def add_gradients(share, phases, sums, factor):
+    """Add the gradients of ``share(weights)`` to the sums.
+
+    Args:
+        share: Function of the trainable variables' values that returns ``(loss, aux)``; with
+            several losses, loss is a list of them.
+        phases: `Phases`.
+        sums: The accumulator's sums: one per weight, for each loss.
+        factor: Scalar that gradients are multiplied by, or None.
+
+    Returns:
+        `Added`.
+    """
+    values = [weight.value for weight in phases.weights]
+    if phases.losses == 1:
+        gradients, aux = jax.grad(share, has_aux=True)(values) if values else ([], share(values)[1])
+    else:
+        gradients, aux = _gradients_apart(share, values)
+    square = squared_norm(gradients) if phases.measures_noise else None
+    sums = [
+        phases.accumulator.add(i, total, gradient, factor)
+        for i, (total, gradient) in enumerate(zip(sums, gradients, strict=True))
+    ]
+    return Added(sums, aux, square, [True] * len(sums))
+
+
+def _gradients_apart(share, values):
+    # One forward pass for all. The transpose of one output leaves out what others need, where a
+    # pull-back of all of them would multiply it by zeros.
+    losses, push_forward, aux = jax.linearize(share, values, has_aux=True)
+    gradients = []
+    for place, loss in enumerate(losses):
+        pull_back = jax.linear_transpose(lambda t, place=place: push_forward(t)[place], values)
+        gradients += pull_back(jnp.ones_like(loss))[0]
+    return gradients, aux
+
+
+def filled(sums, empty, like):
+    """Return the sums, and an empty list: a trace knows which of them have gradients."""
+    return sums, []
+
+
+class JaxStep:
+    """Runs a batch: `run` returns the logs and the next state.
+
+    Args:
+        phases: `Phases` of the batch.
+        loop: "device" for one compiled function with a `lax.scan`; "host" for one compiled
+            function per micro-batch, called from Python.
+        compiled: Whether to compile at all.
+    """
+
+    def __init__(self, phases: Phases, loop, compiled):
+        self._phases = phases
+        self._loop = loop
+        self._prepared = False
+        model = phases.model
+        self._trainable = phases.weights
+        self._non_trainable = model.non_trainable_variables
+        self._optimizer = model.optimizer.variables
+        self._metrics = phases.metrics
+        self._known = {}
+        self._compiled = bool(compiled)
+        self._begin: Any
+        self._add: Any
+        self._whole: Any
+        if not compiled:
+            self._begin, self._measure, self._add = self._open, self._weigh, self._add_micro_batch
+            self._finish, self._whole = self._close, self._run_on_device
+            return
+        self._begin = jax.jit(self._open, donate_argnums=0)
+        self._measure = jax.jit(self._weigh)
+        self._add = jax.jit(self._add_micro_batch, donate_argnums=0)
+        # Totals become the momentum where they live in it; elsewhere they end here.
+        donated = (0, 1, 2) if phases.accumulator.slots else (0, 1)
+        self._finish = jax.jit(self._close, donate_argnums=donated, static_argnums=5)
+        self._whole = jax.jit(self._run_on_device, donate_argnums=0, static_argnums=(2, 3))
+
+    def run(self, state, data, size, rows):
+        """Train on the batch `data`, `size` samples at a time.
+
+        Args:
+            state: Keras' four lists of values: trainable, non-trainable, optimizer, metrics.
+            data: Tuple ``(x, y, sample_weight)`` of the batch.
+            size: Samples per micro-batch.
+            rows: The batch's samples, or None where Keras' own graph would not know them.
+
+        Returns:
+            Tuple ``(logs, state)``.
+        """
+        self._prepare(state, data, size)
+        self._require_memory(state, data, size)
+        if self._is_on_host(data):
+            return self._run_on_host(state, data, size, rows)
+        return self._whole(state, data, size, rows)
+
+    def _is_on_host(self, data):
+        # A compiled loop cuts arrays, and returns no outputs.
+        return self._loop == "host" or self._phases.gathers or has_sparse(data)
+
+    @property
+    def is_settled(self):
+        """Whether all is known that decides what the step computes."""
+        return self._phases.is_settled
+
+    def require_rows(self, samples):
+        """Raise if layers keep state for another number of samples."""
+        self._phases.require_rows(samples)
+
+    def _run_on_host(self, state, data, size, rows):
+        trainable, non_trainable, optimizer, metrics = state
+        data = jax.tree.map(np.asarray, data) if jax.default_backend() == "cpu" else data
+        micro_batches = split(data, size)
+        slots = self._phases.accumulator.slots
+        held = [optimizer[slot] for slot in slots]
+        optimizer = list(optimizer)
+        for slot in slots:
+            optimizer[slot] = None
+        sums, loop_state, factor, scale = self._begin(held, optimizer, non_trainable, metrics)
+        masses = None
+        if self._phases.needs_masses:
+            measured = [self._measure(trainable, non_trainable, m) for m in micro_batches]
+            masses = jax.tree.map(lambda *values: sum(values), *measured)
+        samples = np.asarray(count(data), loop_state.samples.dtype)
+        totals = BatchTotals(samples, masses, factor, scale)
+        outputs = []
+        for micro_batch in micro_batches:
+            sums, loop_state, output = self._add(
+                sums, loop_state, trainable, non_trainable, micro_batch, totals
+            )
+            outputs.append(output)
+        batch = (data, outputs) if self._phases.gathers else (None, ())
+        return self._finish(trainable, optimizer, sums, non_trainable, loop_state, rows, *batch)
+
+    def _open(self, held, optimizer, non_trainable, metrics):
+        with self._scope(optimizer=self._merged(optimizer, held)):
+            sums = self._phases.open()
+            factor, scale = self._phases.begin()
+        with self._scope(non_trainable=non_trainable, metrics=metrics):
+            return sums, self._phases.initial(), factor, scale
+
+    def _weigh(self, trainable, non_trainable, data):
+        metrics = [None] * len(self._metrics)
+        with self._scope(trainable, non_trainable, metrics=metrics):
+            return self._phases.measure(data)
+
+    def _add_micro_batch(self, sums, loop_state, trainable, non_trainable, data, totals):
+        with self._scope(trainable, non_trainable, metrics=loop_state.metrics):
+            return self._phases.add(sums, loop_state, data, totals)
+
+    def _close(self, trainable, optimizer, sums, non_trainable, loop_state, rows, data, outputs):
+        optimizer = self._merged(optimizer, sums if self._phases.accumulator.slots else ())
+        scope = self._scope(trainable, non_trainable, optimizer, loop_state.metrics)
+        with scope:
+            logs = self._phases.finish(sums, loop_state, rows, data, outputs)
+        return logs, self._state(scope)
+
+    def _run_on_device(self, state, data, size, rows):
+        return self._run_parts(state, [(data, None)], size, rows)
+
+    def _run_parts(self, state, parts, size, rows):
+        """Run the batch as one function.
+
+        Args:
+            state: As in `run`.
+            parts: List of ``(data, weight)``: samples, and the weight of each on this replica:
+                1/n if n replicas compute the same; None is 1.
+            size: Samples per micro-batch.
+            rows: As in `run`.
+        """
+        scope = self._scope(*state)
+        with scope:
+            phases = self._phases
+            sums = phases.open()
+            factor, scale = phases.begin()
+            loop_state, masses = phases.initial(), None
+            if phases.needs_masses:
+                masses = [jnp.zeros((), loop_state.samples.dtype) for _ in loop_state.losses]
+                for data, weight in parts:
+                    masses = fold(functools.partial(self._add_masses, weight), masses, data, size)
+            samples = sum(count(data) * (weight or 1.0) for data, weight in parts)
+            samples = jnp.asarray(samples, loop_state.samples.dtype)
+            totals = BatchTotals(*phases.agreed(samples, masses), factor, scale)
+            for data, weight in parts:
+
+                def add(state, micro_batch, weight=weight):
+                    sums, loop_state, _ = phases.add(
+                        state[0], state[1], micro_batch, totals, weight
+                    )
+                    return sums, loop_state
+
+                sums, loop_state = fold(add, (sums, loop_state), data, size)
+            logs = phases.finish(sums, loop_state, rows)
+        return logs, self._state(scope)
+
+    def _add_masses(self, weight, masses, micro_batch):
+        measured = self._phases.measure(micro_batch)
+        return [
+            total + (mass if weight is None else mass * weight)
+            for total, mass in zip(masses, measured, strict=True)
+        ]
+
+    def temporaries(self, state, data, size):
+        """Return the bytes XLA needs beside arguments and results, before anything runs."""
+        return self._analysis(state, data, size)[0]
+
+    def memory(self, state, data, size):
+        """Return the bytes a batch needs in all: weights, optimizer, samples and temporaries."""
+        return self._held(state, data) + sum(self._analysis(state, data, size))
+
+    def _held(self, state, data):
+        return sum(leaf.nbytes for leaf in jax.tree.leaves((state, data)))
+
+    def _lowered(self, state, data, size):
+        return self._whole.lower(state, data, size, count(data))
+
+    def _analysis(self, state, data, size):
+        key = (size, tuple(leaf.shape for leaf in jax.tree.leaves(data)))
+        if key not in self._known:
+            self._known[key] = self._analysed(state, data, size)
+        return self._known[key]
+
+    def _analysed(self, state, data, size):
+        """Return the bytes of temporaries, and those of totals that live beside the state."""
+        if not self._compiled:
+            return 0, 0
+        self._prepare(state, data, size)
+        if not self._is_on_host(data):
+            return temporaries_of(self._lowered(state, data, size)), 0
+        trainable, non_trainable, optimizer, metrics = state
+        held = [optimizer[slot] for slot in self._phases.accumulator.slots]
+        sums, loop_state, factor, scale = jax.eval_shape(
+            self._open, held, self._merged(optimizer, ()), non_trainable, metrics
+        )
+        first, masses = cut(data, 0, size), None
+        if self._phases.needs_masses:
+            masses = jax.eval_shape(self._weigh, trainable, non_trainable, first)
+        totals = BatchTotals(loop_state.samples, masses, factor, scale)
+        lowered = self._add.lower(sums, loop_state, trainable, non_trainable, first, totals)
+        extra = 0 if held else sum(math.prod(t.shape) * t.dtype.itemsize for t in sums)
+        return temporaries_of(lowered), extra
+
+    def _require_memory(self, state, data, size):
+        # A compiled function that finds no memory has already given up what was donated to it:
+        # ask before, while everything is still there.
+        needed = self.temporaries(state, data, size)
+        if jax.default_backend() == "cpu":
+            # A call gets its temporaries while those of the call before are still there.
+            calls = 2 if self._is_on_host(data) and size < count(data) else 1
+            np.empty(calls * needed, "uint8")
+            return
+        stats = jax.devices()[0].memory_stats() or {}
+        free = stats.get("bytes_limit", needed) - stats.get("bytes_in_use", 0)
+        if needed > free:
+            raise MemoryError(f"{needed} bytes are needed, {free} are free.")
+
+    def _prepare(self, state, data, size):
+        if self._prepared:
+            return
+
+        def prepare(state, data, samples):
+            with self._scope(*state):
+                self._phases.prepare(data, samples)
+
+        def probe(state, data):
+            with self._scope(*state):
+                return self._phases.probe(data)
+
+        if self._compiled:
+            prepare = functools.partial(prepare, samples=count(data))
+            jax.eval_shape(prepare, state, shapes(data, size))
+        else:
+            prepare(state, cut(data, 0, size), count(data))
+        run = jax.jit(probe) if self._compiled else probe
+        self._phases.examine(functools.partial(run, state), self._comparable(data), size)
+        self._prepared = True
+
+    def _comparable(self, data):
+        """Return the batch as arrays of which a few samples can be cut, or None."""
+        return data
+
+    def _merged(self, optimizer, held):
+        merged = list(optimizer)
+        for slot, value in zip(self._phases.accumulator.slots, held, strict=False):
+            merged[slot] = value
+        return merged
+
+    def _scope(self, trainable=(), non_trainable=(), optimizer=(), metrics=()):
+        groups = (
+            (self._trainable, trainable),
+            (self._non_trainable, non_trainable),
+            (self._optimizer, optimizer),
+            (self._metrics, metrics),
+        )
+        return keras.StatelessScope(
+            [
+                (variable, value)
+                for variables, values in groups
+                for variable, value in zip(variables, values, strict=False)
+                if value is not None
+            ]
+        )
+
+    def _state(self, scope):
+        return tuple(
+            [scope.get_current_value(variable) for variable in group]
+            for group in (self._trainable, self._non_trainable, self._optimizer, self._metrics)
+        )

@@ -1,0 +1,38 @@
+"""JAX: what is known of its steps before one is made, and which one is made."""
+
+import jax
+
+from tensorflow_ranger.backend import replicas
+from tensorflow_ranger.backend.jax.one_device_step import JaxStep
+from tensorflow_ranger.backend.jax.one_device_step import add_gradients as add_gradients
+from tensorflow_ranger.backend.jax.one_device_step import current_values as current_values
+from tensorflow_ranger.backend.jax.one_device_step import filled as filled
+from tensorflow_ranger.backend.jax.sharded_step import Mesh, ReplicaStep
+from tensorflow_ranger.backend.jax.sharded_step import trainer_overrides as trainer_overrides
+
+KNOWS_MEMORY = True  # before a step has run
+
+
+def default_loop(compiled):
+    """Return "device" or "host": where the loop over micro-batches runs best."""
+    # XLA's CPU runs a convolution inside a loop on one thread.
+    return "device" if compiled and jax.default_backend() != "cpu" else "host"
+
+
+def rows(leaf):
+    """Return the number of samples that `leaf` of a batch gives to a replica at most."""
+    if not len(leaf.shape):
+        return -1
+    return Mesh().rows(leaf) if replicas.has_several(()) else leaf.shape[0]
+
+
+def without_optionals(data):
+    """Return `data` of an iterator with None for what is not there: it is so already."""
+    return data
+
+
+def make_step(phases, loop, compiled):
+    """Return the step of one device, or that of the replicas of Keras' distribution."""
+    if replicas.has_several(phases.weights):
+        return ReplicaStep(phases)
+    return JaxStep(phases, loop, compiled)

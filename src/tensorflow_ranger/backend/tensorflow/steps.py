@@ -1,0 +1,226 @@
+"""TensorFlow: one graph with a loop in it, or one graph per micro-batch under XLA on CPU."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tensorflow_ranger.backend.batches import count, cut, has_sparse, split
+from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases
+from tensorflow_ranger.backend.tensorflow.arrays import kept, squared_norm
+from tensorflow_ranger.backend.tensorflow.loops import fold
+from tensorflow_ranger.backend.tensorflow.replicas import in_lockstep
+from tensorflow_ranger.backend.tensorflow.strategies import strategy_of
+from tensorflow_ranger.backend.tensorflow.workers import (
+    trainer_overrides as trainer_overrides,
+)
+
+KNOWS_MEMORY = False  # before a step has run
+
+
+def default_loop(compiled):
+    """Return "device" or "host": where the loop over micro-batches runs best."""
+    # XLA's CPU runs a convolution inside a loop on one thread.
+    return "host" if compiled and not tf.config.list_physical_devices("GPU") else "device"
+
+
+def rows(leaf):
+    """Return the number of samples that `leaf` of a batch gives to a replica at most."""
+    parts = leaf.values if isinstance(leaf, tf.distribute.DistributedValues) else (leaf,)
+    return max(part.shape[0] if len(part.shape) else -1 for part in parts)
+
+
+def without_optionals(data):
+    """Return `data` of an iterator with None for what is not there: an empty `tf.Optional`."""
+    return keras.tree.map_structure(
+        lambda leaf: None if isinstance(leaf, tf.experimental.Optional) else leaf, data
+    )
+
+
+def make_step(phases, loop, compiled):
+    """Return the step that runs `phases`."""
+    return Step(phases, loop, compiled)
+
+
+def current_values(variables):
+    """Return pairs of the variables and the values an inner scope must be told: none."""
+    return []
+
+
+def add_gradients(share, phases, sums, factor):
+    """Add the gradients of ``share(None)`` to the sums.
+
+    Args:
+        share: Function that returns ``(loss, aux)``; with several losses, loss is a list of them.
+        phases: `Phases`.
+        sums: The accumulator's sums: one per weight, for each loss.
+        factor: Scalar that gradients are multiplied by, or None.
+
+    Returns:
+        `Added`.
+    """
+    weights = [weight.value for weight in phases.weights]
+    with tf.GradientTape(persistent=phases.losses > 1) as tape:
+        loss, aux = share(None)
+    losses = tf.nest.flatten(loss)
+    gradients = [gradient for each in losses for gradient in tape.gradient(each, weights)]
+    square = None
+    if phases.measures_noise:
+        square = squared_norm([gradient for gradient in gradients if gradient is not None])
+    sums = [
+        total if gradient is None else phases.accumulator.add(i, total, gradient, factor)
+        for i, (total, gradient) in enumerate(zip(sums, gradients, strict=True))
+    ]
+    return Added(sums, aux, square, [gradient is not None for gradient in gradients])
+
+
+def filled(sums, empty, like):
+    """Return the sums, and an empty list: a trace knows which of them have gradients."""
+    return sums, []
+
+
+class Step:
+    """Runs a batch: `run` returns the logs and None.
+
+    The variables are assigned after the last micro-batch, so that a batch that fails has changed
+    nothing.
+
+    Args:
+        phases: `Phases` of the batch.
+        loop: "device" for one graph with a `tf.while_loop`; "host" for one graph per micro-batch,
+            called from Python.
+        compiled: True for XLA, False for a graph, None to run eagerly. Replicas, which meet within
+            the step, run in a graph.
+    """
+
+    def __init__(self, phases: Phases, loop, compiled):
+        self._phases = phases
+        self._strategy: Any = strategy_of(phases.weights)
+        if self._strategy is not None:
+            compiled = False
+        self._has_several_processes = in_lockstep(phases.weights)
+        self._loop = loop
+        self._xla = bool(compiled)
+        self._runs_eagerly = compiled is None
+        self._prepared = False
+
+        def graph(function, **options):
+            if compiled is None:
+                return function
+            return tf.function(function, jit_compile=bool(compiled), autograph=False, **options)
+
+        self._graph = graph
+        self._begin = graph(self._open)
+        self._measure = graph(phases.measure)
+        self._add = graph(phases.add)
+        self._finish = graph(phases.finish)
+        self._per_size = {}
+
+    def run(self, state, data, size, rows):
+        """Train on the batch `data`, `size` samples at a time.
+
+        Args:
+            state: None.
+            data: Tuple ``(x, y, sample_weight)`` of the batch.
+            size: Samples per micro-batch.
+            rows: The batch's samples, or None where Keras' own graph would not know them.
+
+        Returns:
+            Tuple ``(logs, state)``.
+        """
+        if not self._prepared:
+            self._prepare(data, size)
+        if self._strategy is not None:
+            self._for_size(self._run_on_replicas, size, rows)(data)
+            return self._phases.model.get_metrics_result(), None
+        if self._loop == "host" or self._phases.gathers or has_sparse(data):
+            return self._run_on_host(data, size, rows), None
+        return self._for_size(self._run_on_device, size, rows)(data), None
+
+    def _for_size(self, function, size, rows):
+        # A function for each size: of one that is traced again and again TensorFlow warns.
+        key = size, rows
+        if key not in self._per_size:
+            self._per_size[key] = self._graph(
+                lambda data: function(data, size, rows), reduce_retracing=not self._xla
+            )
+        return self._per_size[key]
+
+    @property
+    def is_settled(self):
+        """Whether all is known that decides what the step computes."""
+        return self._phases.is_settled
+
+    def require_rows(self, samples):
+        """Raise if layers keep state for another number of samples."""
+        self._phases.require_rows(samples)
+
+    def _open(self):
+        return self._phases.open(), self._phases.initial(), *self._phases.begin()
+
+    def _run_on_host(self, data, size, rows):
+        sums, loop_state, factor, scale = self._begin()
+        micro_batches = split(data, size)
+        masses = None
+        if self._phases.needs_masses:
+            measured = [self._measure(micro_batch) for micro_batch in micro_batches]
+            masses = tf.nest.map_structure(lambda *values: tf.add_n(values), *measured)
+        samples = tf.cast(count(data), loop_state.samples.dtype)
+        totals = BatchTotals(samples, masses, factor, scale)
+        outputs = []
+        for micro_batch in micro_batches:
+            sums, loop_state, output = self._add(sums, loop_state, micro_batch, totals)
+            outputs.append(output)
+        batch = (data, outputs) if self._phases.gathers else ()
+        return self._finish(sums, loop_state, rows, *batch)
+
+    def _run_on_replicas(self, data, size, rows):
+        self._strategy.run(self._run_on_device, args=(data, size, rows))
+
+    def _prepare(self, data, size):
+        data = keras.tree.map_structure(_local, data)
+
+        def prepare(micro_batch):
+            self._phases.prepare(micro_batch, count(data))
+
+        def probe(some):
+            return self._graph(lambda data: self._phases.probe(data))(some)
+
+        if self._runs_eagerly:
+            with kept(self._phases.model):
+                prepare(cut(data, 0, size))
+        else:
+            tf.function(prepare, autograph=False).get_concrete_function(cut(data, 0, size))
+        with kept(self._phases.model):
+            self._phases.examine(probe, None if self._has_several_processes else data, size)
+        self._prepared = True
+
+    def _run_on_device(self, data, size, rows):
+        phases = self._phases
+        sums, loop_state, factor, scale = self._open()
+        masses = None
+        if phases.needs_masses:
+            zeros = [tf.zeros((), loop_state.samples.dtype) for _ in loop_state.losses]
+            masses = fold(
+                lambda masses, micro_batch: tf.nest.map_structure(
+                    tf.add, masses, phases.measure(micro_batch)
+                ),
+                zeros,
+                data,
+                size,
+                self._xla,
+            )
+        samples, masses = phases.agreed(phases.count(data), masses)
+        totals = BatchTotals(samples, masses, factor, scale)
+
+        def add(state, micro_batch):
+            sums, loop_state, _ = phases.add(state[0], state[1], micro_batch, totals)
+            return sums, loop_state
+
+        sums, loop_state = fold(add, (sums, loop_state), data, size, self._xla)
+        return phases.finish(sums, loop_state, rows)
+
+
+def _local(leaf):
+    """Return the first replica's part of what a strategy has distributed."""
+    return leaf.values[0] if isinstance(leaf, tf.distribute.DistributedValues) else leaf

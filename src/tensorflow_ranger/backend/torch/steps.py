@@ -1,0 +1,284 @@
+"""PyTorch: a loop in Python; gradients are added as the backward pass finds them."""
+
+import contextlib
+import functools
+
+import keras
+import torch
+from torch._functorch import config as functorch
+
+from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.backend.batches import count, cut
+from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases
+from tensorflow_ranger.backend.torch.arrays import kept
+from tensorflow_ranger.backend.torch.loops import fold
+from tensorflow_ranger.backend.torch.replicas import count as replica_count
+from tensorflow_ranger.backend.torch.replicas import index
+
+KNOWS_MEMORY = False  # before a step has run
+
+
+def default_loop(compiled):
+    """Return "host": PyTorch always loops in Python."""
+    return "host"
+
+
+def rows(leaf):
+    """Return the number of samples that `leaf` of a batch gives to a replica at most."""
+    return leaf.shape[0] if len(leaf.shape) else -1
+
+
+def trainer_overrides(model):
+    """Return the methods of Keras' trainer that `model` needs others for, by their names: none."""
+    return {}
+
+
+def without_optionals(data):
+    """Return `data` of an iterator with None for what is not there: it is so already."""
+    return data
+
+
+def make_step(phases, loop, compiled):
+    """Return the step that runs `phases`."""
+    return Step(phases, compiled)
+
+
+def current_values(variables):
+    """Return pairs of the variables and the values an inner scope must be told: none."""
+    return []
+
+
+def add_gradients(share, phases, sums, factor):
+    """Run ``share(None)`` backward, which adds its gradients to the sums.
+
+    Args:
+        share: Function that returns ``(loss, aux)``; with several losses, loss is a list of them.
+        phases: `Phases`.
+        sums: `_Sums`, changed in place.
+        factor: Known to the sums.
+
+    Returns:
+        `Added`.
+    """
+    loss, aux = share(None)
+    square = sums.run_backward(keras.tree.flatten(loss))
+    return Added(sums, keras.tree.map_structure(_detached, aux), square, [True] * len(sums.values))
+
+
+def filled(sums, empty, like):
+    """Return the sums with ``empty(index)`` for None, and in a list which of them were none.
+
+    Args:
+        sums: List of tensors and Nones.
+        empty: Function from an index to a sum.
+        like: Tensor of the dtype and device of the result.
+    """
+    present = like.new_tensor([float(total is not None) for total in sums])
+    return [empty(i) if total is None else total for i, total in enumerate(sums)], [present]
+
+
+def _norm(gradient):
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return torch.linalg.vector_norm(values.float())
+
+
+def _detached(tensor):
+    if not isinstance(tensor, torch.Tensor) or not tensor.requires_grad:
+        return tensor
+    detached = tensor.detach()
+    mask = keras_internals.get_mask(tensor)
+    if mask is not None:
+        keras_internals.set_mask(detached, mask)
+    return detached
+
+
+@contextlib.contextmanager
+def _own_draws():
+    """Return a context in which layers without a seed draw from a generator of this replica's."""
+    if replica_count() == 1:
+        yield
+        return
+    seed = int(torch.randint(2**62, ()))  # the same on all replicas, and another one each time
+    devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed + index())
+        yield
+
+
+class Step:
+    """Runs a batch: `run` returns the logs and None.
+
+    A batch for which memory ran out goes on where it stopped when it is run again, in smaller
+    micro-batches: sums may live in the optimizer's own momentum, so what was added stays added.
+
+    Args:
+        phases: `Phases` of the batch.
+        compiled: Whether `torch.compile` compiles the model's forward and backward pass.
+    """
+
+    def __init__(self, phases: Phases, compiled):
+        self._phases = phases
+        self._prepared = False
+        self._unfinished = False
+        self._batch = None
+        self._context = contextlib.nullcontext
+        if compiled:
+            if phases.losses > 1:
+                # A compiled backward pass gives up its buffers, and here it runs once per loss.
+                # What is compiled and what it checks when it runs both depend on this.
+                self._context = functools.partial(functorch.patch, donated_buffer=False)
+            phases.compile_call(torch.compile)
+
+    def run(self, state, data, size, rows):
+        """Train on the batch `data`, `size` samples at a time.
+
+        Args:
+            state: None.
+            data: Tuple ``(x, y, sample_weight)`` of the batch.
+            size: Samples per micro-batch.
+            rows: The batch's samples, or None where Keras' own graph would not know them.
+
+        Returns:
+            Tuple ``(logs, state)``.
+        """
+        phases = self._phases
+        if self._unfinished:
+            # PyTorch keeps what the failed pass freed, and CUDA's libraries allocate beside it.
+            torch.cuda.empty_cache()
+        self._unfinished = True
+        if not self._prepared:
+            with torch.no_grad(), kept(phases.model):
+                phases.prepare(cut(data, 0, size), count(data))
+                # Replicas must decide alike.
+                comparable = data if replica_count() == 1 else None
+                phases.examine(phases.probe, comparable, size)
+            self._prepared = True
+        if self._batch is None or self._batch.data is not data:
+            self._batch = _Batch(phases, data, size)
+        elif phases.measures_noise:
+            self._batch.miss_noise()
+        batch = self._batch
+        with _own_draws(), self._context():
+            batch.run(size)
+        gathered = (data, batch.outputs) if phases.gathers else ()
+        with torch.no_grad():
+            logs = phases.finish(batch.sums.values, batch.state, rows, *gathered)
+        self._batch = None
+        self._unfinished = False
+        return logs, None
+
+    @property
+    def is_settled(self):
+        """Whether all is known that decides what the step computes."""
+        return self._phases.is_settled
+
+    def require_rows(self, samples):
+        """Raise if layers keep state for another number of samples."""
+        self._phases.require_rows(samples)
+
+
+class _Batch:
+    """A batch on its way: what its micro-batches have handed on so far."""
+
+    def __init__(self, phases, data, size):
+        self._phases = phases
+        self.data = data
+        self.outputs = []
+        self._start = 0
+        with torch.no_grad():
+            factor, scale = phases.begin()
+            self.sums = _Sums(phases, factor)
+            self.state = phases.initial()
+            masses = None
+            if phases.needs_masses:
+                masses = fold(self._add_masses, 0, data, size)
+            samples, masses = phases.agreed(phases.count(data), masses)
+            self._totals = BatchTotals(samples, masses, factor, scale)
+
+    def _add_masses(self, masses, micro_batch):
+        measured = self._phases.measure(micro_batch)
+        return [a + b for a, b in zip(masses, measured, strict=True)] if masses else measured
+
+    def run(self, size):
+        """Add the micro-batches that are left."""
+        with self.sums.hooks():
+            fold(self._add, self.state, self.data, size, self._start, self.sums.ends)
+
+    def _add(self, state, micro_batch):
+        end = self._start + count(micro_batch)
+        self.sums.end = end
+        _, self.state, output = self._phases.add(self.sums, state, micro_batch, self._totals)
+        self.outputs.append(output)
+        self._start = end
+        return self.state
+
+    def miss_noise(self):
+        """Measure no noise: after a pass that failed, weights differ in their micro-batches."""
+        squares, micro_batches = self.state.noise
+        squares = torch.full_like(squares, float("nan"))
+        self.state = self.state._replace(noise=[squares, micro_batches])
+
+
+class _Sums:
+    """The sums of a batch's gradients, which hooks fill during backward passes.
+
+    Args:
+        phases: `Phases` of the batch.
+        factor: Scalar that gradients are multiplied by, or None.
+    """
+
+    def __init__(self, phases, factor):
+        self._phases = phases
+        self._factor = factor
+        self.values: list[torch.Tensor | None] = [None] * (len(phases.weights) * phases.losses)
+        #: The sample that the present micro-batch ends at.
+        self.end = 0
+        #: The sample up to which each sum is complete: within a pass that failed they differ.
+        self.ends = [0] * len(self.values)
+        self._loss = 0
+        self._norms = []
+
+    def run_backward(self, losses):
+        """Add the gradients of `losses`; return their squared norm if noise is measured."""
+        phases = self._phases
+        self._norms = []
+        for self._loss, loss in enumerate(losses):
+            if phases.weights and (phases.losses == 1 or loss.requires_grad):
+                loss.backward(retain_graph=self._loss + 1 < phases.losses)
+        if not phases.measures_noise:
+            return None
+        return torch.stack(self._norms).square().sum() if self._norms else 0.0
+
+    @contextlib.contextmanager
+    def hooks(self):
+        """While open, gradients move to the sums as soon as they are found."""
+        self._phases.model.zero_grad()
+        handles = [
+            weight.value.register_post_accumulate_grad_hook(self._mover(index))
+            for index, weight in enumerate(self._phases.weights)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _mover(self, index):
+        phases, accumulator = self._phases, self._phases.accumulator
+
+        @torch.no_grad()
+        def move(parameter):
+            gradient, parameter.grad = parameter.grad, None
+            place = self._loss * len(phases.weights) + index
+            if self.ends[place] >= self.end:
+                return
+            if phases.measures_noise:
+                self._norms.append(_norm(gradient))
+            total = self.values[place]
+            if total is None:
+                self.values[place] = accumulator.first(place, gradient, self._factor)
+            else:
+                self.values[place] = accumulator.add(place, total, gradient, self._factor)
+            self.ends[place] = self.end
+
+        return move

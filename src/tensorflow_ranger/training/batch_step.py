@@ -1,0 +1,192 @@
+"""The phases of one batch: each micro-batch's part of its loss, and what they make together."""
+
+import warnings
+
+import keras
+from keras import ops
+
+from tensorflow_ranger.backend import arrays, keras_internals, replicas, steps
+from tensorflow_ranger.backend.phases import LoopState
+from tensorflow_ranger.batch_size import noise_scale
+from tensorflow_ranger.distribution.batch_state import merged, next_seed
+from tensorflow_ranger.training.forward_passes import ForwardPasses, rows_of
+from tensorflow_ranger.training.metrics_of_batch import (
+    joined,
+    with_masks,
+)
+
+
+class BatchStep(ForwardPasses):
+    """The functions a training step is made of, the same on every backend.
+
+    They read and assign Keras variables where they say so; everything else goes in and out.
+    ``begin`` reads the optimizer, ``measure`` finds the masses of a micro-batch, ``add`` adds one
+    micro-batch to the sums of gradients, and ``finish`` updates the model. Between them travels the
+    `LoopState`: the small state that micro-batches hand on.
+
+    Layers' own state moves once per batch (`LayerState`); seeds advance with every micro-batch.
+
+    Replicas agree on the batch's masses before the first micro-batch (`agreed`), draw from seeds of
+    their own, and add up what they have found in `finish`.
+
+    Args:
+        model: A compiled and built Keras model.
+        accumulator: A `BatchBuffer`, `MomentumFold` or `TaskBuffer` of the model's optimizer and
+            trainable variables.
+        tasks: `Tasks` whose gradients are summed apart, or None.
+        noise: `StepStatistics` that `finish` writes the noise scale's averages to, or None.
+    """
+
+    def __init__(self, model, accumulator, tasks=None, noise=None):
+        super().__init__(model, tasks)
+        self.noise = noise
+        self.accumulator = accumulator
+
+    @property
+    def measures_noise(self):
+        """Whether `add` needs the squared norm of each micro-batch's gradient."""
+        return self.noise is not None
+
+    def open(self):
+        """Return the sums of no gradient: one per weight, for each loss."""
+        return [self.accumulator.open(i) for i in range(len(self.weights) * self.losses)]
+
+    def begin(self):
+        """Return the scalars of `BatchTotals` that the optimizer knows: factor and scale."""
+        one = ops.ones((), self._dtype)
+        scaled = self.model.optimizer.scale_loss(one)
+        return self.accumulator.factor(), None if scaled is one else scaled
+
+    def agreed(self, samples, masses):
+        """Return the batch's samples and masses, from those of this replica's part of it."""
+        if replicas.count() == 1:
+            return samples, masses
+        samples, *sums = replicas.sum_over([samples, *(masses or ())])
+        return samples, masses and sums
+
+    def add(self, sums, state, data, totals, replica_weight=None):
+        """Add one micro-batch.
+
+        Args:
+            sums: The accumulator's sums of gradients.
+            state: `LoopState` after the micro-batches before.
+            data: Tuple ``(x, y, sample_weight)``, as Keras' train steps take it.
+            totals: `BatchTotals`.
+            replica_weight: Weight of the micro-batch on this replica: 1/n if n replicas compute
+                the same rows; None is 1.
+
+        Returns:
+            Tuple ``(sums, state, outputs)``; outputs are the model's outputs and their masks if
+            `gathers`, else None.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        samples = self.count(x)
+
+        def share(weights):
+            with self._scope(weights, state, rows_of(x)) as scope:
+                y_pred = self.call(x)
+                found = self.compiled_losses.of(x, y, y_pred, sample_weight, samples, totals)
+                if replica_weight is not None:
+                    found = keras.tree.map_structure(lambda value: value * replica_weight, found)
+                loss, logged, losses = found
+                seeds = [scope.get_current_value(v) for v in self.seeds]
+                layers = self.state.read(scope)
+                metrics = [scope.get_current_value(v) for v in self.metrics]
+            if totals.scale is not None:
+                loss = keras.tree.map_structure(lambda v: v * ops.cast(totals.scale, v.dtype), loss)
+            return loss, (y_pred, logged, losses, seeds, layers, metrics)
+
+        found = steps.add_gradients(share, self, sums, totals.factor)
+        y_pred, logged, losses, seeds, layers, metrics = found.aux
+        self.has_gradient = found.has_gradient
+        if not self.has_own_metrics:
+            metrics = self.metrics_of_batch.added(
+                state.metrics, metrics, y, y_pred, sample_weight, samples / totals.samples
+            )
+        if replica_weight is not None:
+            samples = samples * replica_weight
+            metrics = [
+                old + ops.cast((new - old) * replica_weight, old.dtype)
+                for old, new in zip(state.metrics, metrics, strict=True)
+            ]
+        noise = list(state.noise)
+        if noise:
+            # Q of noise_scale.py: this gradient is that of the mean times samples / totals.samples.
+            squares = ops.cast(found.square, samples.dtype) * totals.samples / samples
+            noise = [noise[0] + squares, noise[1] + (replica_weight or 1.0)]
+        state = LoopState(
+            seeds=seeds,
+            metrics=metrics,
+            layers=self.state.add(state.layers, layers, state.samples, samples, replica_weight),
+            samples=state.samples + samples,
+            loss=state.loss + logged,
+            losses=[total + loss for total, loss in zip(state.losses, losses, strict=True)],
+            noise=noise,
+        )
+        return found.sums, state, with_masks(y_pred) if self.gathers else None
+
+    def finish(self, sums, state, rows, data=None, outputs=()):
+        """Update the model and its metrics with the batch; return the logs.
+
+        Args:
+            sums: The accumulator's sums of gradients after the last micro-batch.
+            state: `LoopState` after the last micro-batch.
+            rows: Samples of the batch as an int, or None where a graph does not know them.
+            data: Tuple ``(x, y, sample_weight)`` of the batch if `gathers`.
+            outputs: What `add` returned for each micro-batch if `gathers`.
+        """
+        sums, state, counted = self._over_replicas(sums, state)
+        for variable, value in zip(self.seeds, state.seeds, strict=True):
+            variable.assign(next_seed(variable.value, value))
+        for variable, value in zip(self.metrics, state.metrics, strict=True):
+            variable.assign(value)
+        self.state.assign(state.layers, state.samples)
+        rows = rows if replicas.count() == 1 or rows is None else counted
+        self._track(state.loss, state.losses, counted, rows)
+        x, y, sample_weight = data or (None, None, None)
+        y_pred = joined(outputs) if outputs else None
+        if outputs and not self.has_own_metrics:
+            self.metrics_of_batch.update(y, y_pred, sample_weight)
+        sums = [s if has else None for s, has in zip(sums, self.has_gradient, strict=True)]
+        if self.noise is not None:
+            self._observe_noise(sums, state)
+        if self.weights:
+            self.accumulator.close(sums)
+        else:
+            warnings.warn("The model does not have any trainable weights.", stacklevel=2)
+        if self.has_own_metrics:
+            return self.model.compute_metrics(x, y, y_pred, sample_weight)
+        return self.model.get_metrics_result()
+
+    def _track(self, loss, losses, samples, rows):
+        keras_internals.track_loss(self.model, loss, samples)
+        self.compiled_losses.track(losses, rows)
+
+    def _over_replicas(self, sums, state):
+        """Return the sums and the state of all replicas, and the samples that metrics count."""
+        if replicas.count() == 1:
+            return sums, state, state.samples
+        sums, present = steps.filled(sums, self.accumulator.open, state.samples)
+        before = self.state.before(state.layers)
+        metrics = [v.value for v in self.metrics]
+        sums, present, state, counted = merged(sums, present, state, metrics, before)
+        if present:
+            self.has_gradient = [bool(count) for count in present[0]]
+        return sums, state, counted
+
+    def _observe_noise(self, sums, state):
+        assert self.noise is not None
+        _, scale = self.begin()
+        unscaled = 1.0 if scale is None else 1.0 / ops.cast(scale, "float32") ** 2
+        squares, micro_batches = state.noise
+        window_square = arrays.squared_norm([each for each in sums if each is not None])
+        self.noise.values.assign(
+            noise_scale.updated(
+                self.noise.values.value,
+                ops.cast(squares, "float32") * unscaled,
+                window_square * unscaled,
+                micro_batches,
+                state.samples,
+                self.noise.memory,
+            )
+        )

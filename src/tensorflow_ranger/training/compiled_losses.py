@@ -1,0 +1,300 @@
+"""Each micro-batch's share of its batch's loss, whatever the losses divide by."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from tensorflow_ranger.backend import keras_internals, replicas
+from tensorflow_ranger.training.loss_masses import (
+    Masks,
+    ignored_class,
+    is_keras_call,
+    masks_of,
+    mass_of,
+    value_of,
+    values_of,
+)
+
+
+class CompiledLosses:
+    """Splits a compiled model's loss into shares whose sum over micro-batches is the batch's loss.
+
+    Keras divides a loss by the number of samples, by the unmasked elements (those of the output's
+    mask and of a mask that the loss itself sets, as ``ignore_class`` does), by the sum of the
+    sample weights, or not at all. With the micro-batch's own loss ``L_k`` and mass ``D_k`` the
+    share is ``L_k D_k / D``: exact whatever the sizes, because ``L_k D_k`` is the sum that Keras
+    divided. A loss that is one number (one that a layer adds, one that returns a scalar, a model's
+    own `compute_loss`) may be a mean over samples, a sum over them, or neither: `probe` measures
+    which. Regularizers of weights count once per batch.
+
+    Args:
+        model: A compiled Keras model.
+        tasks: `Tasks` whose losses are to be differentiated apart, or None.
+    """
+
+    def __init__(self, model, tasks=None):
+        self.model = model
+        self._tasks = tasks
+        self._compile_loss = keras_internals.compiled_loss(model)
+        self.is_own = type(model).compute_loss is not keras.Model.compute_loss
+        self._places = []
+        self._divided = []
+        self._scalars = []
+        self._added_names = []
+        self._known_names = set()
+        self._sums = set()
+        self.needs_outputs = False
+
+    @property
+    def losses(self):
+        """Keras' records ``(path, loss, loss_weights, name)`` of the compiled losses."""
+        if self.is_own or self._compile_loss is None:
+            return []
+        return keras_internals.loss_records(self._compile_loss)
+
+    @property
+    def needs_masses(self):
+        """Whether a loss divides by something else than its number of samples."""
+        return bool(self._places)
+
+    @property
+    def rows(self):
+        """How many losses are differentiated: one, or one per task and what is added to them."""
+        return 1 if self._tasks is None else len(self._tasks.groups) + bool(self._added_names)
+
+    def inspect(self, y, y_pred, sample_weight):
+        """Learn from one micro-batch's predictions what each loss divides by."""
+        self._places, self._divided, self._scalars = [], [], []
+        self.needs_outputs = False
+        self._structure = keras.tree.map_structure(lambda _: None, y_pred)
+
+        def look(place, loss, y_true, y_pred, sample_weight):
+            if not is_keras_call(loss):
+                self._scalars.append(place)
+                return
+            values = values_of(loss, y_true, y_pred)
+            own_mask = keras_internals.get_mask(values)
+            if len(values.shape) == 0 and loss.reduction != "sum":
+                self._scalars.append(place)
+            elif loss.reduction not in (None, "none", "sum"):
+                self._divided.append(place)
+            masks = Masks(keras_internals.get_mask(y_pred), own_mask)
+            if mass_of(loss, masks, sample_weight) is not None and len(values.shape) > 0:
+                self._places.append(place)
+                by_targets = masks.output is None and ignored_class(loss) is not None
+                self.needs_outputs |= any(m is not None for m in masks) and not by_targets
+
+        self._for_each(look, y, y_pred, sample_weight)
+        self._added_names = self._owners_of_added()
+
+    def _owners_of_added(self):
+        owners = {}
+        self._known_names = set()
+        for layer in keras_internals.layers_of(self.model):
+            # An activity regularizer is a mean over the samples, in older Keras a sum.
+            is_known = _is_keras(layer) and _is_keras(getattr(layer, "activity_regularizer", None))
+            for loss in keras_internals.own_losses(layer):
+                owners[id(loss)] = layer.name
+                if is_known:
+                    self._known_names.add(layer.name)
+        return [owners.get(id(loss)) for loss in self.model.losses]
+
+    @property
+    def questions(self):
+        """For each loss that is one number of a micro-batch: how to name it to the user."""
+        if self.is_own:
+            return [f"{type(self.model).__name__}.compute_loss"]
+        scalars = [f"the loss {self.name(place)}" for place in self._scalars]
+        return scalars + [f"a loss added by layer {name!r}" for _, name in self._asked_added]
+
+    @property
+    def known(self):
+        """For each of `questions` whether it is known to be a mean or a sum."""
+        if self.is_own:
+            return [False]
+        added = [name in self._known_names for _, name in self._asked_added]
+        return [False] * len(self._scalars) + added
+
+    def name(self, place):
+        """Return the name of a compiled loss, and its output's if there are several."""
+        record = self.losses[place]
+        output = f" of output {record.name!r}" if len(self.losses) > 1 else ""
+        return f"{record.loss.name!r}{output}"
+
+    @property
+    def _asked_added(self):
+        return [(i, name) for i, name in enumerate(self._added_names) if name]
+
+    @property
+    def follow_layers(self):
+        """For each of `questions` whether it depends on more than outputs: on what layers add."""
+        if self.is_own:
+            return [bool(self._added_names)]
+        return [False] * len(self._scalars) + [True] * len(self._asked_added)
+
+    def answers(self, x, y, y_pred, sample_weight):
+        """Return the numbers that `questions` names, one scalar each."""
+        if self.is_own:
+            return [ops.sum(self._own(x, y, y_pred, sample_weight))]
+        values = []
+
+        def ask(place, loss, y_true, y_pred, sample_weight):
+            if place in self._scalars:
+                values.append(ops.sum(value_of(loss, y_true, y_pred, sample_weight)))
+
+        self._for_each(ask, y, y_pred, sample_weight)
+        added = self.model.losses
+        return values + [
+            keras_internals.added_loss_value(self.model, added[place])
+            for place, _ in self._asked_added
+        ]
+
+    def learn(self, sums):
+        """Take which of `questions` are sums over the samples: a bool for each."""
+        asked = ["own"] if self.is_own else list(self._scalars)
+        if not self.is_own:
+            asked += [f"added {place}" for place, _ in self._asked_added]
+        self._sums = {key for key, is_sum in zip(asked, sums, strict=True) if is_sum}
+
+    def masses(self, y, y_pred, sample_weight, dtype):
+        """Return one scalar per loss: what it divides by in this micro-batch, 0 for samples."""
+        masses = [ops.zeros((), dtype) for _ in self.losses]
+
+        def measure(place, loss, y_true, y_pred, sample_weight):
+            if place in self._places:
+                masks = masks_of(loss, y_true, y_pred)
+                masses[place] = ops.cast(mass_of(loss, masks, sample_weight), dtype)
+
+        self._for_each(measure, y, y_pred if self.needs_outputs else self._structure, sample_weight)
+        return masses
+
+    def of(self, x, y, y_pred, sample_weight, samples, whole) -> tuple[Any, Any, list]:
+        """Return the micro-batch's share of the loss, and of each compiled loss alone.
+
+        Args:
+            x: The micro-batch's inputs.
+            y: Its targets.
+            y_pred: The model's outputs for it.
+            sample_weight: Its sample weights, or None.
+            samples: Scalar; its number of samples.
+            whole: `BatchTotals`.
+
+        Returns:
+            Tuple ``(loss, logged, parts)``: the scalar to differentiate, with tasks a list of
+            `rows` scalars; the scalar to report; and one scalar per compiled loss.
+        """
+        fraction = samples / whole.samples
+        if self.is_own:
+            value = self._own(x, y, y_pred, sample_weight)
+            factor = ops.cast(fraction, value.dtype)
+            loss = ops.sum(value) * (1.0 if "own" in self._sums else factor)
+            return loss, ops.mean(value) * factor if len(value.shape) else loss, []
+        parts, unlogged, shares = [], [], []
+
+        def share(place, loss, y_true, y_pred, sample_weight):
+            if place in self._places and sample_weight is not None:
+                sample_weight = ops.copy(sample_weight)  # Keras masks it in place on PyTorch
+            value = value_of(loss, y_true, y_pred, sample_weight)
+            if place in self._divided:
+                value = _undivided(value)
+            if len(value.shape) > 0:
+                # Without a reduction Keras differentiates the sum, and reports the mean.
+                part = ops.mean(value) * ops.cast(fraction, value.dtype)
+                weight = self.losses[place].loss_weights
+                share = ops.sum(value)
+                unlogged.append((share - part) * (1.0 if weight is None else weight))
+            elif place in self._sums or getattr(loss, "reduction", None) == "sum":
+                share = part = value
+            else:
+                ratio = fraction
+                if place in self._places:
+                    mass = mass_of(loss, masks_of(loss, y_true, y_pred), sample_weight)
+                    mass = ops.cast(mass, whole.masses[place].dtype)
+                    ratio = ops.divide_no_nan(mass, whole.masses[place])
+                share = part = value * ops.cast(ratio, value.dtype)
+            parts.append(part)
+            shares.append(share)
+            return share
+
+        terms = []
+        total = self._for_each(share, y, y_pred, sample_weight)
+        if total is not None:
+            terms.append(total)
+        added = list(self._added(fraction))
+        terms.extend(added)
+        if not terms:
+            raise ValueError(
+                "No loss to compute: got a model compiled without `loss` and without "
+                "added losses. Give `compile` a loss."
+            )
+        loss = terms[0]
+        for term in terms[1:]:
+            loss = loss + ops.cast(term, loss.dtype)
+        logged = loss
+        for term in unlogged:
+            logged = logged - ops.cast(term, loss.dtype)
+        if self._tasks is not None:
+            loss = self._rows(shares, added, loss.dtype)
+        return loss, logged, parts
+
+    def track(self, parts, rows):
+        """Update the metrics Keras keeps of each of several losses."""
+        for metric, part in zip(self._compile_loss.metrics if parts else (), parts, strict=False):
+            metric.update_state(part, sample_weight=rows)
+
+    def _rows(self, shares, added, dtype):
+        assert self._tasks is not None
+        weights = [record.loss_weights for record in self.losses]
+        weighted = [
+            ops.cast(share if weight is None else share * weight, dtype)
+            for share, weight in zip(shares, weights, strict=True)
+        ]
+        zero = ops.zeros((), dtype)
+        rows = [sum((weighted[i] for i in group), zero) for group in self._tasks.groups]
+        return [*rows, sum((ops.cast(term, dtype) for term in added), zero)] if added else rows
+
+    def _own(self, x, y, y_pred, sample_weight):
+        loss = keras_internals.computed_loss(self.model, x, y, y_pred, sample_weight)
+        return _undivided(ops.convert_to_tensor(loss))
+
+    def _added(self, fraction):
+        for place, loss in enumerate(self.model.losses):
+            value = _undivided(keras_internals.added_loss_value(self.model, loss))
+            is_sum = f"added {place}" in self._sums
+            yield value if is_sum else value * ops.cast(fraction, value.dtype)
+
+    def _for_each(self, function, y, y_pred, sample_weight):
+        """Call ``function(place, loss, y_true, y_pred, sample_weight)`` in place of each loss.
+
+        Keras matches losses, targets, outputs and weights; its copy here only has other losses.
+        Returns the weighted sum of what `function` returned, as Keras sums losses.
+        """
+        if self.is_own or self._compile_loss is None:
+            return None
+        stands = [_Stand(function, place, record.loss) for place, record in enumerate(self.losses)]
+        matched = keras_internals.with_losses(self._compile_loss, stands)
+        return matched(y, y_pred, sample_weight)
+
+
+class _Stand:
+    """Stands for a loss among Keras' losses."""
+
+    def __init__(self, function, place, loss):
+        self._function = function
+        self._place = place
+        self._loss = loss
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        value = self._function(self._place, self._loss, y_true, y_pred, sample_weight)
+        return ops.zeros((), self._loss.dtype) if value is None else value
+
+
+def _is_keras(thing):
+    return type(thing).__module__.startswith("keras.")
+
+
+def _undivided(value):
+    # Keras divides the mean of each replica by their number, and knows one mean for all.
+    divisor = replicas.loss_divisor()
+    return value if divisor == 1 else value * divisor

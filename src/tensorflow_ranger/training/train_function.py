@@ -1,0 +1,250 @@
+"""The train function that `microbatch` gives a model: it cuts a batch, retries and measures."""
+
+import contextlib
+import functools
+import gc
+import time
+
+import keras
+
+from tensorflow_ranger.accumulation.batch_buffer import BatchBuffer
+from tensorflow_ranger.accumulation.momentum_fold import MomentumFold
+from tensorflow_ranger.backend import arrays, keras_internals, replicas, steps
+from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
+from tensorflow_ranger.batch_size import noise_scale
+from tensorflow_ranger.batch_size.size_policy import WHOLE, FixedSize, SearchedSize
+from tensorflow_ranger.checks import arguments
+from tensorflow_ranger.distribution.reduction import merged_gradients, require_replicas
+from tensorflow_ranger.multitask.task_buffer import TaskBuffer
+from tensorflow_ranger.training.batch_step import BatchStep
+from tensorflow_ranger.training.model_state import attached, tasks_of
+from tensorflow_ranger.training.step_statistics import StepStatistics
+from tensorflow_ranger.training.task_losses import (
+    require_single_update,
+    require_whole_windows,
+    resolved_tasks,
+)
+
+
+class TrainFunction:
+    """Gives a model a train function that runs each batch in micro-batches.
+
+    Args:
+        model: The Keras model.
+        size: Samples per micro-batch, "auto", or `WHOLE`.
+        limit: Bytes that training may need, or None.
+        accumulator_dtype: Name of a dtype, or None.
+        loop: Where the loop runs: "device", inside one compiled step; "host", in Python; None for
+            the faster one.
+        may_fold: Whether the momentum of SGD may hold the sum where that is exact.
+    """
+
+    def __init__(
+        self, model, size, *, limit=None, accumulator_dtype=None, loop=None, may_fold=True
+    ):
+        self._model = model
+        self._loop = loop
+        self._may_fold = may_fold
+        self._dtype = arguments.accumulator_dtype(accumulator_dtype)
+        self.noise: StepStatistics | None = None
+        self.is_whole = size == WHOLE
+        self._is_searched = size == "auto"
+        self._sizes = SearchedSize(limit) if self._is_searched else FixedSize(size)
+        self._show_plan()
+
+    @staticmethod
+    def of(model):
+        """Return the `TrainFunction` that trains `model`, or None."""
+        installed = attached(model, "microbatch")
+        makes = vars(model).get("make_train_function")  # which a user may have replaced since
+        is_ours = installed is not None and makes == installed.make_train_function
+        return installed if is_ours else None
+
+    def measure_noise(self, memory):
+        """Let steps made from now on write the noise scale's averages to `noise`.
+
+        Returns whether steps made before do something else.
+
+        Args:
+            memory: Integer >= 1; windows that the averages reach back.
+
+        Raises:
+            ValueError: The model combines tasks.
+        """
+        if tasks_of(self._model) is not None:
+            raise ValueError(
+                "NoiseScale measures the noise of one gradient: got a model with one per task. "
+                "Measure the tasks one at a time, without multitask."
+            )
+        if self.noise is None:
+            self.noise = StepStatistics("noise_scale_averages", noise_scale.SIZE)
+        is_new = self.noise.memory != memory
+        self.noise.memory = memory
+        return is_new
+
+    def make_train_function(self, force=False):
+        """Set the model's `train_function`, in place of `keras.Model.make_train_function`."""
+        model = self._model
+        require_whole_windows(model)
+        require_single_update(model.optimizer)
+        if model.train_function is not None and not force:
+            return
+        if keras.config.backend() == "torch" and model.steps_per_execution > 1:
+            raise ValueError(
+                "`steps_per_execution` must be 1 with the PyTorch backend: got "
+                f"steps_per_execution={model.steps_per_execution}. Leave it out of compile."
+            )
+        self._steps = {}
+        runs = {
+            "jax": self._run_from_iterator,
+            "tensorflow": self._run_from_tensorflow_iterator,
+            "torch": lambda data: self._run_batch(None, data[0], "all")[0],
+        }
+        require_replicas(model.variables)
+        if self._is_searched and replicas.in_lockstep(model.variables):
+            raise ValueError(
+                "size='auto' is measured by one process: got several, which must agree on the "
+                "size. Find it on one machine (microbatch_plan tells it), and give the integer."
+            )
+        self._merged = contextlib.nullcontext
+        if replicas.has_several(model.variables):
+            self._merged = functools.partial(merged_gradients, model.optimizer)
+            replicas.begin_alike([*model.variables, *model.optimizer.variables])
+        model.train_function = runs[keras.config.backend()]
+
+    def _run_from_tensorflow_iterator(self, iterator):
+        rows = _rows_known_to_graph(iterator, self._model)
+        return self._run_from_iterator(None, iterator, rows)[0]
+
+    def _run_from_iterator(self, state, iterator, rows: int | str | None = "all"):
+        logs = None
+        try:
+            for _ in range(self._model.steps_per_execution):
+                try:
+                    data = next(iterator)
+                except StopIteration:
+                    if logs is None:
+                        raise
+                    break
+                logs, state = self._run_batch(state, data, rows)
+        except BaseException:
+            if state is not None:
+                # `fit` on JAX takes the values out of the variables. If it ends here, it must find
+                # them where it looks for them: the weights would be lost otherwise.
+                keras_internals.return_state(self._model, state)
+            raise
+        return logs, state
+
+    def _run_batch(self, state, data, rows):
+        data = keras.utils.unpack_x_y_sample_weight(steps.without_optionals(data))
+        samples = _samples(data)
+        step = self._step_for(data)
+        step.require_rows(samples)
+        sizes = self._sizes
+        memory_of = functools.partial(step.memory, state, data) if steps.KNOWS_MEMORY else None
+        sizes.begin(samples, _bytes_in_use, memory_of)
+        self._show_plan()
+        rows = samples if rows == "all" else rows
+        while True:
+            size = min(sizes.size, samples)
+            begun = _start_clock() if sizes.is_timed(samples) else None
+            try:
+                with self._merged():
+                    logs, state = step.run(state, data, size, rows)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if replicas.in_lockstep(self._model.variables):
+                    raise MemoryError(
+                        f"Out of memory with micro-batches of {size} on this process, and others "
+                        "run the same size: use a smaller one."
+                    ) from error
+                sizes.failed(size, error)
+                self._show_plan()
+            else:
+                sizes.succeeded(size, *_measured(begun, logs))
+                self._show_plan()
+                if not step.is_settled:
+                    self._steps.clear()
+                return logs, state
+            gc.collect()  # frees what the failed pass held, once its error is gone
+
+    def _show_plan(self):
+        # Keras looks at every attribute that a model is given: not for each batch.
+        if vars(self._model).get("microbatch_plan") is not self._sizes.plan:
+            self._model.microbatch_plan = self._sizes.plan
+
+    def _step_for(self, data):
+        # Which leaves are there decides what a step computes.
+        key = tuple(leaf is None for leaf in keras.tree.flatten(data))
+        if key not in self._steps:
+            model = self._model
+            if all(arrays.has_value(variable) for variable in model.variables[:1]):
+                # In the middle of `fit` JAX has taken the values, and Keras has built the model.
+                keras_internals.build(model, data)
+            compiled = None if model.run_eagerly else bool(model.jit_compile)
+            tasks = resolved_tasks(model)
+            passes = BatchStep(model, self._make_accumulator(tasks), tasks, self.noise)
+            self._check_metrics(passes)
+            loop = "host" if passes.has_own_metrics else steps.default_loop(compiled)
+            self._steps[key] = steps.make_step(passes, self._loop or loop, compiled)
+        return self._steps[key]
+
+    def _check_metrics(self, passes):
+        on_device = replicas.has_several(passes.weights) and keras.config.backend() != "torch"
+        if passes.has_own_metrics and on_device:
+            raise ValueError(
+                "Several replicas cannot return what "
+                f"{type(self._model).__name__}.compute_metrics makes of a micro-batch. Use metrics "
+                "of compile."
+            )
+
+    def _make_accumulator(self, tasks):
+        optimizer, variables = self._model.optimizer, self._model.trainable_variables
+        if tasks is not None:
+            return TaskBuffer(optimizer, variables, tasks, self._dtype)
+        may_fold = self._may_fold and self.noise is None and not replicas.has_several(variables)
+        if may_fold and MomentumFold.is_exact(optimizer, variables, self._dtype):
+            return MomentumFold(optimizer, variables)
+        return BatchBuffer(optimizer, variables, self._dtype)
+
+
+def _bytes_in_use():
+    arrays.reset_peak_memory()
+    return arrays.peak_memory() or 0
+
+
+def _start_clock():
+    arrays.reset_peak_memory()
+    return time.perf_counter()
+
+
+def _measured(begun, logs):
+    """Return the seconds since `begun` and the bytes in use at most, or nothing without a clock."""
+    if begun is None:
+        return ()
+    arrays.wait(next(iter(keras.tree.flatten(logs))))
+    return time.perf_counter() - begun, arrays.peak_memory()
+
+
+def _samples(data):
+    leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
+    counts = {steps.rows(leaf) for leaf in leaves}
+    if len(counts) > 1 or counts == {-1}:
+        raise ValueError(
+            "The arrays of a batch must have one leading axis, its samples: got shapes "
+            f"{[tuple(leaf.shape) for leaf in leaves]}."
+        )
+    return int(counts.pop())
+
+
+def _rows_known_to_graph(iterator, model):
+    # Keras weighs the losses of several outputs by the batch's size where its graph knows it, and
+    # each batch alike where it does not: its History is to be the same.
+    spec = getattr(iterator, "element_spec", None)
+    if spec is None or model.run_eagerly:
+        return "all"
+    if replicas.has_several(model.variables):
+        return None
+    shapes = [getattr(leaf, "shape", None) for leaf in keras.tree.flatten(spec)]
+    return next(shape for shape in shapes if shape is not None)[0]
