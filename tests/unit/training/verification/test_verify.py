@@ -222,6 +222,13 @@ def test_a_loss_of_the_model_that_is_no_mean_is_named():
     assert reason.startswith("LargestLoss.compute_loss is neither a mean nor a sum over samples")
 
 
+def test_a_loss_of_a_layer_is_named_where_compile_has_none():
+    model = model_with(AddsLargest(name="adds"), loss=None)
+    result = verify(model, (data(12)[0],), 4)
+    assert not result.exact
+    assert any("adds" in reason for reason in result.reasons)
+
+
 def test_a_mean_of_means_is_found(monkeypatch):
     of = CompiledLosses.of
 
