@@ -30,6 +30,10 @@ class BatchBuffer:
         self._total_dtypes = [accumulator_dtype(own, dtype) for own in self._dtypes]
         self._overwritten = [getattr(v, "overwrite_with_gradient", False) for v in variables]
 
+    def beside_the_optimizer(self):
+        """Return an accumulator that changes nothing until the batch ends: this one."""
+        return self
+
     def open(self, index):
         """Return the total of no gradient for the variable at `index`."""
         return ops.zeros(self._variables[index].shape, self._total_dtypes[index])

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from tensorflow_ranger.accumulation.batch_buffer import BatchBuffer
 from tensorflow_ranger.accumulation.buffer import accumulator_dtype
 from tensorflow_ranger.backend import arrays, keras_internals
 
@@ -60,6 +61,10 @@ class MomentumFold:
         return own == [accumulator_dtype(each, dtype) for each in own] and not any(
             getattr(variable, "overwrite_with_gradient", False) for variable in variables
         )
+
+    def beside_the_optimizer(self):
+        """Return an accumulator that leaves the momentum alone until the batch ends."""
+        return BatchBuffer(self._optimizer, self._variables)
 
     def open(self, index):
         """Return ``mu v`` for the variable at `index`, in v's own memory where the backend can."""

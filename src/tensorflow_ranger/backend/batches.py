@@ -3,6 +3,7 @@
 import keras
 
 from tensorflow_ranger.backend import arrays
+from tensorflow_ranger.backend.phases import BatchOutputs
 
 
 def first(data):
@@ -24,6 +25,15 @@ def cut(data, start, size):
     """Return the samples of `data` from `start` on, `size` at most."""
     return keras.tree.map_structure(
         lambda leaf: None if leaf is None else arrays.rows(leaf, start, size), data
+    )
+
+
+def joined_outputs(parts):
+    """Return the `BatchOutputs` of a batch from those of its micro-batches."""
+    rows, added = zip(*parts, strict=True)
+    return BatchOutputs(
+        [keras.ops.concatenate(each) for each in zip(*rows, strict=True)],
+        [sum(each) for each in zip(*added, strict=True)],
     )
 
 

@@ -17,6 +17,20 @@ class BatchTotals(NamedTuple):
     scale: Any  #: Scalar that the loss is multiplied by before its gradient, or None for 1.
 
 
+class BatchOutputs(NamedTuple):
+    """What forward passes made of which a loss of the whole batch is computed."""
+
+    rows: list[Any]  #: Tensors whose leading axis is the samples: outputs, then their masks.
+    added: list[Any]  #: Scalars: the losses that layers added.
+
+
+class Slopes(NamedTuple):
+    """The gradients of each differentiated loss by the floating tensors of `BatchOutputs`."""
+
+    rows: list[list[Any]]  #: For each loss a tensor per output, like the output.
+    added: list[list[Any]]  #: For each loss a scalar per loss that layers added.
+
+
 class Added(NamedTuple):
     """What a step's `add_gradients` returns."""
 
@@ -24,6 +38,7 @@ class Added(NamedTuple):
     aux: Any  #: What the differentiated function returned beside its loss.
     square: Any  #: Squared norm of the gradient, or None unless noise is measured.
     has_gradient: list[bool]  #: Of each sum: whether the loss depends on the weight.
+    slopes: list[list[Any]]  #: For each loss its gradients by the inputs, if there are any.
 
 
 class LoopState(NamedTuple):
@@ -35,6 +50,7 @@ class LoopState(NamedTuple):
     samples: Any  #: Scalar; samples so far.
     loss: Any  #: Scalar; their part of the batch's loss.
     losses: Any  #: One scalar per compiled loss: their parts of it.
+    assigned: Any  #: Values of the variables that a loss of the whole batch assigns.
     noise: Any  #: Empty, or the noise scale's sum of squares and its number of micro-batches.
 
 
@@ -43,7 +59,8 @@ class Phases(Protocol):
 
     `prepare` and `examine` come before the first batch. Of a batch, `open`, `begin` and `initial`
     tell what it begins with, `measure` finds the masses of a micro-batch, `add` adds one
-    micro-batch, and `finish` updates the model.
+    micro-batch, and `finish` updates the model. Where the loss is one of the whole batch, `forward`
+    runs each micro-batch and `differentiate` the loss, before `add` runs each micro-batch again.
     """
 
     @property
@@ -79,6 +96,11 @@ class Phases(Protocol):
     @property
     def needs_masses(self) -> bool:
         """Whether a loss is divided by something else than its number of samples."""
+        ...
+
+    @property
+    def cuts(self) -> bool:
+        """Whether the loss is computed once per batch, on its outputs: see `forward`."""
         ...
 
     @property
@@ -142,8 +164,27 @@ class Phases(Protocol):
         data: Any,
         totals: BatchTotals,
         replica_weight: float | None = None,
+        slopes: Slopes | None = None,
     ) -> tuple[Any, LoopState, Any]:
         """Add one micro-batch; return the sums, the state, and the outputs if `gathers`."""
+        ...
+
+    def forward(
+        self, state: LoopState, data: Any, samples: Any, replica_weight: float | None = None
+    ) -> tuple[LoopState, BatchOutputs]:
+        """Run a micro-batch forward; `add` with the same state draws the same numbers."""
+        ...
+
+    def differentiate(
+        self,
+        sums: Any,
+        begun: LoopState,
+        ended: LoopState,
+        data: Any,
+        outputs: BatchOutputs,
+        totals: BatchTotals,
+    ) -> tuple[Any, LoopState, Slopes]:
+        """Compute the batch's loss; return the sums, the state of the second pass, the slopes."""
         ...
 
     def finish(

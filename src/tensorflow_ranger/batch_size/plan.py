@@ -30,6 +30,8 @@ class MicrobatchPlan:
         chosen: The size in use.
         reason: Why, in words.
         measuring: Whether other sizes are still to be tried.
+        loss: What is computed at once for the whole batch, and why; None where each micro-batch has
+            its own part of the loss.
     """
 
     batch: int | None
@@ -37,6 +39,7 @@ class MicrobatchPlan:
     chosen: int | None
     reason: str
     measuring: bool = False
+    loss: str | None = None
 
     def __str__(self):
         lines = [f"{'micro-batch':>12} {'memory':>12} {'per sample':>12}  chosen"]
@@ -46,7 +49,7 @@ class MicrobatchPlan:
             mark = "yes" if candidate.size == self.chosen else ""
             mark = mark if candidate.fits else "does not fit"
             lines.append(f"{candidate.size:>12} {memory:>12} {seconds:>12}  {mark}".rstrip())
-        return "\n".join([*lines, self.reason])
+        return "\n".join([*lines, self.reason, *([] if self.loss is None else [self.loss])])
 
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

@@ -80,6 +80,7 @@ def merged(sums, present, state, metrics, before):
         samples=whole,
         loss=loss,
         losses=losses,
+        assigned=state.assigned,
         noise=noise,
     )
     return sums, present, state, counted

@@ -9,14 +9,15 @@ from tensorflow_ranger.backend import arrays, keras_internals, replicas, steps
 from tensorflow_ranger.backend.phases import LoopState
 from tensorflow_ranger.batch_size import noise_scale
 from tensorflow_ranger.distribution.batch_state import merged, next_seed
-from tensorflow_ranger.training.forward_passes import ForwardPasses, rows_of
+from tensorflow_ranger.training.forward_passes import rows_of
 from tensorflow_ranger.training.metrics_of_batch import (
     joined,
     with_masks,
 )
+from tensorflow_ranger.training.two_passes import TwoPasses
 
 
-class BatchStep(ForwardPasses):
+class BatchStep(TwoPasses):
     """The functions a training step is made of, the same on every backend.
 
     They read and assign Keras variables where they say so; everything else goes in and out.
@@ -35,17 +36,35 @@ class BatchStep(ForwardPasses):
             trainable variables.
         tasks: `Tasks` whose gradients are summed apart, or None.
         noise: `StepStatistics` that `finish` writes the noise scale's averages to, or None.
+        loss: "shares", "whole", or None to decide: see `microbatch`.
     """
 
-    def __init__(self, model, accumulator, tasks=None, noise=None):
-        super().__init__(model, tasks)
+    def __init__(self, model, accumulator, tasks=None, noise=None, loss=None):
+        super().__init__(model, accumulator, tasks, loss)
         self.noise = noise
-        self.accumulator = accumulator
 
     @property
     def measures_noise(self):
         """Whether `add` needs the squared norm of each micro-batch's gradient."""
         return self.noise is not None
+
+    def examine(self, run, data, size):
+        """Find out what `prepare` left open, and what a loss of the whole batch asks for.
+
+        Raises:
+            ValueError: The noise of such a loss is to be measured.
+        """
+        super().examine(run, data, size)
+        if not self.cuts:
+            return
+        if self.measures_noise:
+            raise ValueError(
+                "NoiseScale compares the gradients of micro-batches with that of the batch, and "
+                f"with a loss of the whole batch ({self.compiled_losses.whole_reason}) they are no "
+                "estimates of it. Leave the callback out."
+            )
+        if steps.ADDS_IN_PLACE:
+            self.accumulator = self.accumulator.beside_the_optimizer()
 
     def open(self):
         """Return the sums of no gradient: one per weight, for each loss."""
@@ -64,7 +83,7 @@ class BatchStep(ForwardPasses):
         samples, *sums = replicas.sum_over([samples, *(masses or ())])
         return samples, masses and sums
 
-    def add(self, sums, state, data, totals, replica_weight=None):
+    def add(self, sums, state, data, totals, replica_weight=None, slopes=None):
         """Add one micro-batch.
 
         Args:
@@ -74,6 +93,8 @@ class BatchStep(ForwardPasses):
             totals: `BatchTotals`.
             replica_weight: Weight of the micro-batch on this replica: 1/n if n replicas compute
                 the same rows; None is 1.
+            slopes: `Slopes` of the micro-batch's rows, or None where the loss is not that of the
+                whole batch.
 
         Returns:
             Tuple ``(sums, state, outputs)``; outputs are the model's outputs and their masks if
@@ -85,20 +106,33 @@ class BatchStep(ForwardPasses):
         def share(weights):
             with self._scope(weights, state, rows_of(x)) as scope:
                 y_pred = self.call(x)
-                found = self.compiled_losses.of(x, y, y_pred, sample_weight, samples, totals)
+                if slopes is not None:
+                    found = self._pulled_back(y_pred, samples / totals.samples, slopes)
+                elif self.cuts:  # a batch that is one micro-batch needs no second pass
+                    found = self.compiled_losses.of_batch(
+                        x, y, y_pred, sample_weight, samples, self._dtype
+                    )
+                else:
+                    found = self.compiled_losses.of(x, y, y_pred, sample_weight, samples, totals)
+                assigned = state.assigned
+                if slopes is None:
+                    assigned = [scope.get_current_value(v) for v in self.loss_state]
                 if replica_weight is not None:
                     found = keras.tree.map_structure(lambda value: value * replica_weight, found)
                 loss, logged, losses = found
                 seeds = [scope.get_current_value(v) for v in self.seeds]
                 layers = self.state.read(scope)
                 metrics = [scope.get_current_value(v) for v in self.metrics]
-            if totals.scale is not None:
+            if totals.scale is not None and slopes is None:
                 loss = keras.tree.map_structure(lambda v: v * ops.cast(totals.scale, v.dtype), loss)
-            return loss, (y_pred, logged, losses, seeds, layers, metrics)
+            return loss, (y_pred, logged, losses, seeds, layers, metrics, assigned)
 
         found = steps.add_gradients(share, self, sums, totals.factor)
-        y_pred, logged, losses, seeds, layers, metrics = found.aux
+        y_pred, logged, losses, seeds, layers, metrics, assigned = found.aux
         self.has_gradient = found.has_gradient
+        if slopes is not None:
+            pairs = zip(found.has_gradient, self._loss_has_gradient, strict=True)
+            self.has_gradient = [any(pair) for pair in pairs]
         if not self.has_own_metrics:
             metrics = self.metrics_of_batch.added(
                 state.metrics, metrics, y, y_pred, sample_weight, samples / totals.samples
@@ -121,6 +155,7 @@ class BatchStep(ForwardPasses):
             samples=state.samples + samples,
             loss=state.loss + logged,
             losses=[total + loss for total, loss in zip(state.losses, losses, strict=True)],
+            assigned=assigned,
             noise=noise,
         )
         return found.sums, state, with_masks(y_pred) if self.gathers else None
@@ -141,6 +176,8 @@ class BatchStep(ForwardPasses):
         for variable, value in zip(self.metrics, state.metrics, strict=True):
             variable.assign(value)
         self.state.assign(state.layers, state.samples)
+        for variable, value in zip(self.loss_state, state.assigned, strict=True):
+            variable.assign(value)
         rows = rows if replicas.count() == 1 or rows is None else counted
         self._track(state.loss, state.losses, counted, rows)
         x, y, sample_weight = data or (None, None, None)

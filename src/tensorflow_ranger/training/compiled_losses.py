@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from tensorflow_ranger.backend import keras_internals, replicas
+from tensorflow_ranger.backend.phases import BatchTotals
 from tensorflow_ranger.training.loss_masses import (
     Masks,
     ignored_class,
@@ -31,10 +32,13 @@ class CompiledLosses:
     Args:
         model: A compiled Keras model.
         tasks: `Tasks` whose losses are to be differentiated apart, or None.
+        kind: "shares", "whole", or None to decide: see `microbatch`.
     """
 
-    def __init__(self, model, tasks=None):
+    def __init__(self, model, tasks=None, kind=None):
         self.model = model
+        self._kind = kind
+        self.whole_reason = None
         self._tasks = tasks
         self._compile_loss = keras_internals.compiled_loss(model)
         self.is_own = type(model).compute_loss is not keras.Model.compute_loss
@@ -87,6 +91,46 @@ class CompiledLosses:
 
         self._for_each(look, y, y_pred, sample_weight)
         self._added_names = self._owners_of_added()
+        self.whole_reason = self._reason_for_whole()
+
+    @property
+    def is_whole(self):
+        """Whether the loss is computed once per batch, on the outputs of all its micro-batches."""
+        return self.whole_reason is not None
+
+    def _reason_for_whole(self):
+        if self._kind == "shares":
+            return None
+        if self._kind == "whole":
+            return 'loss="whole" asks for it'
+        if self.is_own:
+            return f"{type(self.model).__name__} overrides compute_loss"
+        names = [self.name(place) for place in self._scalars]
+        return f"the loss {names[0]} returns one number for a batch" if names else None
+
+    @property
+    def suspects(self):
+        """Places of the losses per sample of which only a comparison tells if samples meet."""
+        if self.is_own or self.is_whole or self._kind == "shares":
+            return []
+        return [i for i, record in enumerate(self.losses) if not _is_known(record.loss)]
+
+    def values_of_suspects(self, y, y_pred, sample_weight):
+        """Return what each of `suspects` makes of some samples, one number per sample or more."""
+        values = []
+
+        def ask(place, loss, y_true, y_pred, sample_weight):
+            if place in suspects:
+                values.append(values_of(loss, y_true, y_pred))
+
+        suspects = self.suspects
+        self._for_each(ask, y, y_pred, sample_weight)
+        return values
+
+    def suspect(self, places):
+        """Take the batch's outputs for the losses at `places`: samples meet in them."""
+        if places:
+            self.whole_reason = f"samples meet in the loss {self.name(places[0])}"
 
     def _owners_of_added(self):
         owners = {}
@@ -103,18 +147,26 @@ class CompiledLosses:
     @property
     def questions(self):
         """For each loss that is one number of a micro-batch: how to name it to the user."""
-        if self.is_own:
+        if self._asks_own:
             return [f"{type(self.model).__name__}.compute_loss"]
-        scalars = [f"the loss {self.name(place)}" for place in self._scalars]
+        scalars = [f"the loss {self.name(place)}" for place in self._asked_scalars]
         return scalars + [f"a loss added by layer {name!r}" for _, name in self._asked_added]
 
     @property
     def known(self):
         """For each of `questions` whether it is known to be a mean or a sum."""
-        if self.is_own:
+        if self._asks_own:
             return [False]
         added = [name in self._known_names for _, name in self._asked_added]
-        return [False] * len(self._scalars) + added
+        return [False] * len(self._asked_scalars) + added
+
+    @property
+    def _asks_own(self):
+        return self.is_own and not self.is_whole
+
+    @property
+    def _asked_scalars(self):
+        return [] if self.is_whole else self._scalars
 
     def name(self, place):
         """Return the name of a compiled loss, and its output's if there are several."""
@@ -129,18 +181,18 @@ class CompiledLosses:
     @property
     def follow_layers(self):
         """For each of `questions` whether it depends on more than outputs: on what layers add."""
-        if self.is_own:
+        if self._asks_own:
             return [bool(self._added_names)]
-        return [False] * len(self._scalars) + [True] * len(self._asked_added)
+        return [False] * len(self._asked_scalars) + [True] * len(self._asked_added)
 
     def answers(self, x, y, y_pred, sample_weight):
         """Return the numbers that `questions` names, one scalar each."""
-        if self.is_own:
+        if self._asks_own:
             return [ops.sum(self._own(x, y, y_pred, sample_weight))]
         values = []
 
         def ask(place, loss, y_true, y_pred, sample_weight):
-            if place in self._scalars:
+            if place in self._asked_scalars:
                 values.append(ops.sum(value_of(loss, y_true, y_pred, sample_weight)))
 
         self._for_each(ask, y, y_pred, sample_weight)
@@ -152,8 +204,8 @@ class CompiledLosses:
 
     def learn(self, sums):
         """Take which of `questions` are sums over the samples: a bool for each."""
-        asked = ["own"] if self.is_own else list(self._scalars)
-        if not self.is_own:
+        asked = ["own"] if self._asks_own else list(self._asked_scalars)
+        if not self._asks_own:
             asked += [f"added {place}" for place, _ in self._asked_added]
         self._sums = {key for key, is_sum in zip(asked, sums, strict=True) if is_sum}
 
@@ -238,6 +290,43 @@ class CompiledLosses:
             loss = self._rows(shares, added, loss.dtype)
         return loss, logged, parts
 
+    def added_by_layers(self, fraction):
+        """Return pairs of a layer and the micro-batch's part of a loss that it has added.
+
+        Args:
+            fraction: Scalar; the micro-batch's fraction of the batch's samples.
+        """
+        owners = {
+            id(loss): layer
+            for layer in keras_internals.layers_of(self.model)
+            for loss in keras_internals.own_losses(layer)
+        }
+        added = []
+        for place, loss in enumerate(self.model.losses):
+            if id(loss) in owners:
+                value = ops.sum(loss)
+                is_sum = f"added {place}" in self._sums
+                part = value if is_sum else value * ops.cast(fraction, value.dtype)
+                added.append((owners[id(loss)], part))
+        return added
+
+    def of_batch(self, x, y, y_pred, sample_weight, samples, dtype):
+        """Return what `of` returns, for a batch that is one micro-batch.
+
+        Args:
+            x: The batch's inputs.
+            y: Its targets.
+            y_pred: The model's outputs for it.
+            sample_weight: Its sample weights, or None.
+            samples: Scalar; its number of samples.
+            dtype: Name of the dtype of masses.
+        """
+        masses = None
+        if self.needs_masses:
+            masses = self.masses(y, y_pred, copies(sample_weight), dtype)
+        totals = BatchTotals(samples, masses, None, None)
+        return self.of(x, y, y_pred, sample_weight, samples, totals)
+
     def track(self, parts, rows):
         """Update the metrics Keras keeps of each of several losses."""
         for metric, part in zip(self._compile_loss.metrics if parts else (), parts, strict=False):
@@ -288,6 +377,17 @@ class _Stand:
     def __call__(self, y_true, y_pred, sample_weight=None):
         value = self._function(self._place, self._loss, y_true, y_pred, sample_weight)
         return ops.zeros((), self._loss.dtype) if value is None else value
+
+
+def copies(data):
+    """Return copies of nested arrays: Keras on PyTorch multiplies weights by masks in place."""
+    return keras.tree.map_structure(lambda leaf: None if leaf is None else ops.copy(leaf), data)
+
+
+def _is_known(loss):
+    """Return whether Keras' own code says that each sample has a loss of its own."""
+    function = getattr(loss, "fn", loss)
+    return _is_keras(loss) and (getattr(function, "__module__", None) or "").startswith("keras.")
 
 
 def _is_keras(thing):

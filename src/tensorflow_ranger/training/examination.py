@@ -92,6 +92,19 @@ class Examination:
             sums.append(kind == SUM)
             found.append((name, kind, is_certain))
         self._compiled_losses.learn(sums)
+        self._compiled_losses.suspect(
+            [
+                place
+                for place, whole, first, second in zip(
+                    shares.suspects,
+                    looks.whole.values,
+                    looks.first.values,
+                    looks.second.values,
+                    strict=True,
+                )
+                if probe.samples_meet(whole, first, second, tolerance)
+            ]
+        )
         self._metrics.learn(looks.whole.metrics, looks.continued.metrics, tolerance)
         return _warned(found)
 

@@ -12,11 +12,12 @@ from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.backend.phases import LoopState
 from tensorflow_ranger.distribution.batch_state import own_seed
 from tensorflow_ranger.training.call_scope import CallScope
-from tensorflow_ranger.training.compiled_losses import CompiledLosses
+from tensorflow_ranger.training.compiled_losses import CompiledLosses, copies
 from tensorflow_ranger.training.examination import Examination
 from tensorflow_ranger.training.layer_state import CARRIED, LayerState
 from tensorflow_ranger.training.metrics_of_batch import MetricsOfBatch, masked, with_masks
 from tensorflow_ranger.training.probe import Look, Looks
+from tensorflow_ranger.training.whole_loss import WholeLoss
 
 
 class ForwardPasses:
@@ -25,15 +26,19 @@ class ForwardPasses:
     Args:
         model: A compiled and built Keras model.
         tasks: `Tasks` whose gradients are summed apart, or None.
+        loss: "shares", "whole", or None to decide: see `microbatch`.
     """
 
-    def __init__(self, model, tasks=None):
+    def __init__(self, model, tasks=None, loss=None):
         self.model = model
         self.noise = None
         self.weights = list(model.trainable_variables)
         self.metrics = list(model.metrics_variables)
         self.seeds = keras_internals.seeds_of(model)
-        self.compiled_losses = CompiledLosses(model, tasks)
+        self.compiled_losses = CompiledLosses(model, tasks, loss)
+        self.whole_loss = WholeLoss(self.compiled_losses)
+        #: The variables that a loss of the whole batch assigns, once per batch.
+        self.loss_state = []
         self.has_gradient = []
         self.state = LayerState(model, self.seeds)
         self._dtype = accumulator_dtype(keras.config.floatx())
@@ -59,26 +64,41 @@ class ForwardPasses:
             samples: Samples of the batch, or None where a graph does not know them.
         """
         try:
-            scope, y_pred = self._first_call(data)
+            assigned, y_pred = self._first_call(data)
         except Exception as error:
             guessed = [] if is_out_of_memory(error) else self.state.guess_rows(samples)
             if not guessed:
                 raise
             try:
-                scope, y_pred = self._first_call(data)
+                assigned, y_pred = self._first_call(data)
             except Exception:
                 self.state.forget_guess(guessed)
                 raise error from None
         self.has_gradient = [True] * (len(self.weights) * self.losses)
-        self.state.find(scope.assigned, samples)
+        self.state.find(assigned, samples)
         self.metrics_of_batch.find(y_pred, samples)
 
     def _first_call(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with self._scope(rows=rows_of(x)) as scope:
             y_pred = self.call(x)
+            self.whole_loss.find(y_pred)
+            by_layers = {id(v) for v in scope.assigned}
             self.compiled_losses.inspect(y, y_pred, sample_weight)
-        return scope, y_pred
+            if not self.compiled_losses.is_whole:
+                return scope.assigned, y_pred
+            weight = copies(sample_weight)
+            self.compiled_losses.of_batch(x, y, y_pred, weight, self.count(x), self._dtype)
+        assigned = [v for v in scope.assigned if id(v) in by_layers]
+        self._find_loss_state([v for v in scope.assigned if id(v) not in by_layers])
+        return assigned, y_pred
+
+    def _find_loss_state(self, assigned):
+        if not arrays.KEEPS_ALL_ASSIGNMENTS:
+            kept = {id(v) for v in self.model.non_trainable_variables}
+            assigned = [v for v in assigned if id(v) in kept]
+        metrics = {id(v) for v in self.metrics}
+        self.loss_state = [v for v in assigned if id(v) not in metrics]
 
     def examine(self, run, data, size):
         """Find out what `prepare` left open.
@@ -88,7 +108,9 @@ class ForwardPasses:
             data: Tuple ``(x, y, sample_weight)`` of the batch.
             size: Samples per micro-batch.
         """
-        if self.state.unclear or self.compiled_losses.questions or self.metrics_of_batch.unclear:
+        losses = self.compiled_losses
+        asks = losses.questions or losses.suspects
+        if asks or self.state.unclear or self.metrics_of_batch.unclear:
             examination = Examination(self.state, self.compiled_losses, self.metrics_of_batch)
             self.unknown = examination.run(run, data, size)
             self.is_settled = examination.is_settled
@@ -99,7 +121,7 @@ class ForwardPasses:
         half = count(data) // 2
         first, second = cut(data, 0, half), cut(data, half, count(data) - half)
         initial = self.initial()
-        begun = Look(initial.layers.values, [], initial.metrics, initial.seeds)
+        begun = Look(initial.layers.values, [], initial.metrics, initial.seeds, [])
         whole, y_pred = self._look(data, initial)
         one, _ = self._look(first, initial, cut(y_pred, 0, half))
         rest = cut(y_pred, half, count(data) - half)
@@ -131,10 +153,11 @@ class ForwardPasses:
             if given is not None and not (self.compiled_losses.is_own and self.model.losses):
                 y_pred = masked(*given)
             answers = self.compiled_losses.answers(x, y, y_pred, copies(sample_weight))
+            values = self.compiled_losses.values_of_suspects(y, y_pred, copies(sample_weight))
             state = self.state.read(scope)
         seeds = [scope.get_current_value(v) for v in self.seeds]
         metrics = self.metrics_of_batch.updated(begun.metrics, y, y_pred, copies(sample_weight))
-        return Look(state, answers, metrics, seeds), outputs
+        return Look(state, answers, metrics, seeds, values), outputs
 
     @property
     def losses(self):
@@ -144,7 +167,12 @@ class ForwardPasses:
     @property
     def needs_masses(self):
         """Whether a loss is divided by something else than its number of samples."""
-        return self.compiled_losses.needs_masses
+        return self.compiled_losses.needs_masses and not self.cuts
+
+    @property
+    def cuts(self):
+        """Whether the loss is computed once per batch, on the outputs of all its micro-batches."""
+        return self.compiled_losses.is_whole
 
     def count(self, data):
         """Return the number of samples in `data` as a scalar."""
@@ -167,6 +195,7 @@ class ForwardPasses:
             samples=zero,
             loss=ops.zeros((), keras.config.floatx()),
             losses=[ops.zeros((), loss.loss.dtype) for loss in self.compiled_losses.losses],
+            assigned=[v.value for v in self.loss_state],
             noise=[] if self.noise is None else [zero, zero],
         )
 
@@ -204,11 +233,6 @@ class ForwardPasses:
             reassigned = self.weights if arrays.KEEPS_ALL_ASSIGNMENTS else ()
             with CallScope(mapping.values(), reassigned) as scope:
                 yield scope
-
-
-def copies(data):
-    """Return copies of nested arrays: Keras on PyTorch multiplies weights by masks in place."""
-    return keras.tree.map_structure(lambda leaf: None if leaf is None else ops.copy(leaf), data)
 
 
 def rows_of(x):

@@ -23,6 +23,7 @@ class Look(NamedTuple):
     answers: list[Any]  #: Scalars: the losses that are one number.
     metrics: list[Any]  #: Values of the metrics' variables.
     seeds: list[Any]  #: Values of the seeds.
+    values: list[Any]  #: What losses make of each sample, where samples may meet in them.
 
 
 class Looks(NamedTuple):
@@ -59,6 +60,20 @@ def kind_of_number(whole, first, second, fraction, tolerance, is_noisy):
     errors = {MEAN: abs(whole - mean), SUM: abs(whole - first - second)}
     scale = max(abs(whole), abs(first), abs(second))
     return _closest(errors, scale, tolerance, is_noisy)
+
+
+def samples_meet(whole, first, second, tolerance):
+    """Return whether the losses of some samples differ from those of two parts of them.
+
+    Args:
+        whole: Array of one loss per sample, or several.
+        first: That of the first part.
+        second: That of the rest.
+        tolerance: Relative difference that rounding explains.
+    """
+    parts = np.concatenate([first, second])
+    scale = max(_largest(whole), _largest(parts))
+    return not _largest(whole - parts) <= tolerance * scale
 
 
 def is_nearer_to_sum(whole, first, second, fraction):

@@ -1,8 +1,10 @@
 """The train function that `microbatch` gives a model: it cuts a batch, retries and measures."""
 
 import contextlib
+import dataclasses
 import functools
 import gc
+import logging
 import time
 
 import keras
@@ -12,6 +14,7 @@ from tensorflow_ranger.accumulation.momentum_fold import MomentumFold
 from tensorflow_ranger.backend import arrays, keras_internals, replicas, steps
 from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.batch_size import noise_scale
+from tensorflow_ranger.batch_size.plan import MicrobatchPlan
 from tensorflow_ranger.batch_size.size_policy import WHOLE, FixedSize, SearchedSize
 from tensorflow_ranger.checks import arguments
 from tensorflow_ranger.distribution.reduction import merged_gradients, require_replicas
@@ -25,6 +28,8 @@ from tensorflow_ranger.training.task_losses import (
     resolved_tasks,
 )
 
+_logger = logging.getLogger("tensorflow_ranger")
+
 
 class TrainFunction:
     """Gives a model a train function that runs each batch in micro-batches.
@@ -34,15 +39,25 @@ class TrainFunction:
         size: Samples per micro-batch, "auto", or `WHOLE`.
         limit: Bytes that training may need, or None.
         accumulator_dtype: Name of a dtype, or None.
+        loss: "shares", "whole", or None to decide: see `microbatch`.
         loop: Where the loop runs: "device", inside one compiled step; "host", in Python; None for
             the faster one.
         may_fold: Whether the momentum of SGD may hold the sum where that is exact.
     """
 
     def __init__(
-        self, model, size, *, limit=None, accumulator_dtype=None, loop=None, may_fold=True
+        self,
+        model,
+        size,
+        *,
+        limit=None,
+        accumulator_dtype=None,
+        loss=None,
+        loop=None,
+        may_fold=True,
     ):
         self._model = model
+        self.loss = loss
         self._loop = loop
         self._may_fold = may_fold
         self._dtype = arguments.accumulator_dtype(accumulator_dtype)
@@ -50,6 +65,8 @@ class TrainFunction:
         self.is_whole = size == WHOLE
         self._is_searched = size == "auto"
         self._sizes = SearchedSize(limit) if self._is_searched else FixedSize(size)
+        self._whole_reason: str | None = None
+        self._shown: MicrobatchPlan | None = None
         self._show_plan()
 
     @staticmethod
@@ -164,6 +181,8 @@ class TrainFunction:
             else:
                 sizes.succeeded(size, *_measured(begun, logs))
                 self._show_plan()
+                if size < samples:
+                    self._show_loss(self._phases.compiled_losses.whole_reason)
                 if not step.is_settled:
                     self._steps.clear()
                 return logs, state
@@ -171,8 +190,23 @@ class TrainFunction:
 
     def _show_plan(self):
         # Keras looks at every attribute that a model is given: not for each batch.
-        if vars(self._model).get("microbatch_plan") is not self._sizes.plan:
-            self._model.microbatch_plan = self._sizes.plan
+        plan = self._sizes.plan
+        if self._shown is not plan:
+            self._shown = plan
+            self._model.microbatch_plan = dataclasses.replace(plan, loss=self._whole_reason)
+
+    def _show_loss(self, reason):
+        if self._whole_reason is not None or reason is None:
+            return
+        self._whole_reason = (
+            f"The loss is computed on the outputs of the whole batch, since {reason}: that is "
+            "exact, and takes one more forward pass."
+        )
+        _logger.warning(
+            "%s loss='shares' takes the micro-batches' losses in its place.", self._whole_reason
+        )
+        self._shown = None
+        self._show_plan()
 
     def _step_for(self, data):
         # Which leaves are there decides what a step computes.
@@ -184,15 +218,16 @@ class TrainFunction:
                 keras_internals.build(model, data)
             compiled = None if model.run_eagerly else bool(model.jit_compile)
             tasks = resolved_tasks(model)
-            passes = BatchStep(model, self._make_accumulator(tasks), tasks, self.noise)
-            self._check_metrics(passes)
-            loop = "host" if passes.has_own_metrics else steps.default_loop(compiled)
-            self._steps[key] = steps.make_step(passes, self._loop or loop, compiled)
-        return self._steps[key]
+            phases = BatchStep(model, self._make_accumulator(tasks), tasks, self.noise, self.loss)
+            self._check_metrics(phases)
+            loop = "host" if phases.has_own_metrics else steps.default_loop(compiled)
+            self._steps[key] = phases, steps.make_step(phases, self._loop or loop, compiled)
+        self._phases, step = self._steps[key]
+        return step
 
-    def _check_metrics(self, passes):
-        on_device = replicas.has_several(passes.weights) and keras.config.backend() != "torch"
-        if passes.has_own_metrics and on_device:
+    def _check_metrics(self, phases):
+        on_device = replicas.has_several(phases.weights) and keras.config.backend() != "torch"
+        if phases.has_own_metrics and on_device:
             raise ValueError(
                 "Several replicas cannot return what "
                 f"{type(self._model).__name__}.compute_metrics makes of a micro-batch. Use metrics "

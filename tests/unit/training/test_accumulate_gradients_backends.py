@@ -1,18 +1,14 @@
 """What `accumulate_gradients` does on one backend, in that backend's idiom."""
 
-import ast
 import doctest
-import inspect
 import re
 import weakref
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from tensorflow_ranger.backend import gradients as backend_gradients
 from tensorflow_ranger.training.accumulate_gradients import accumulate_gradients
 from tests.unit.training.gradients import (
     BACKEND,
@@ -310,22 +306,6 @@ def test_a_micro_batch_whose_loss_is_constant_counts():
 
     value, (gradient,) = accumulate_gradients(loss_fn, [weight], torch.tensor([1.0, 1.0, 0.0]), 2)
     assert_close([value, gradient], [4 / 3, 2 / 3], 1e-6)
-
-
-def test_the_backends_are_twins():
-    folder = Path(inspect.getfile(backend_gradients)).parent
-
-    def functions(name):
-        tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))
-        return {
-            node.name: ast.unparse(node.args)
-            for node in tree.body
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
-        }
-
-    assert functions("tensorflow").keys() == {"accumulate", "gradient", "leaves", "map_leaves"}
-    assert functions("jax") == functions("tensorflow")
-    assert functions("torch") == functions("tensorflow")
 
 
 def example():

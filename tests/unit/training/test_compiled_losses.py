@@ -174,12 +174,14 @@ def test_a_loss_in_which_samples_meet_is_named(loss):
 
     x, y = data(12)
     y = (y > 0).astype("float32")
-    found = ranger.verify(make(), (x, y), 4)
+    assert ranger.verify(make(), (x, y), 4).exact
+    model = ranger.microbatch(make(), 4, loss="shares")
+    found = ranger.verify(model, (x, y), 4)
     assert not found.exact
     assert f"The loss '{make().loss.name}' is n" in str(found)
     assert "please report" not in str(found)
     with pytest.warns(UserWarning, match="is not what the whole batch gives"):
-        fit(ranger.microbatch(make(), 4), x, y, 12)
+        fit(model, x, y, 12)
 
 
 def test_a_softmax_over_the_batch_is_the_layer():

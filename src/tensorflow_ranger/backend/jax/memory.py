@@ -1,5 +1,7 @@
 """JAX: what a compiled function needs, known before it runs."""
 
+import math
+
 import jax
 import keras
 
@@ -21,3 +23,8 @@ def temporaries_of(lowered):
     """Return the bytes of temporaries that a lowered function needs, 0 where XLA does not tell."""
     analysis = lowered.compile().memory_analysis()
     return 0 if analysis is None else analysis.temp_size_in_bytes
+
+
+def bytes_of(shapes):
+    """Return the bytes that nested arrays, or their shapes, take."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))

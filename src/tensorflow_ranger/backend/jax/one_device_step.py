@@ -1,7 +1,6 @@
 """JAX: pure compiled functions of the state, whose buffers are donated."""
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -9,11 +8,11 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from tensorflow_ranger.backend.batches import count, cut, has_sparse, split
+from tensorflow_ranger.backend.batches import count, cut, has_sparse, joined_outputs, split
 from tensorflow_ranger.backend.jax.arrays import squared_norm
 from tensorflow_ranger.backend.jax.loops import fold
-from tensorflow_ranger.backend.jax.memory import shapes, temporaries_of
-from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases
+from tensorflow_ranger.backend.jax.memory import bytes_of, shapes, temporaries_of
+from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases, Slopes
 
 
 def current_values(variables):
@@ -21,30 +20,40 @@ def current_values(variables):
     return [(variable, variable.value) for variable in variables]
 
 
-def add_gradients(share, phases, sums, factor):
+def add_gradients(share, phases, sums, factor, inputs=None):
     """Add the gradients of ``share(weights)`` to the sums.
 
     Args:
         share: Function of the trainable variables' values that returns ``(loss, aux)``; with
-            several losses, loss is a list of them.
+            several losses, loss is a list of them. With `inputs` it takes those, too.
         phases: `Phases`.
         sums: The accumulator's sums: one per weight, for each loss.
         factor: Scalar that gradients are multiplied by, or None.
+        inputs: List of tensors by which `share` is differentiated as well, or None.
 
     Returns:
         `Added`.
     """
     values = [weight.value for weight in phases.weights]
-    if phases.losses == 1:
-        gradients, aux = jax.grad(share, has_aux=True)(values) if values else ([], share(values)[1])
+    count = len(values)
+    if inputs is None:
+        function, values = share, values
     else:
-        gradients, aux = _gradients_apart(share, values)
+        function, values = lambda both: share(both[:count], both[count:]), [*values, *inputs]
+    if phases.losses == 1:
+        found, aux = (
+            jax.grad(function, has_aux=True)(values) if values else ([], function(values)[1])
+        )
+        found = [found]
+    else:
+        found, aux = _gradients_apart(function, values)
+    gradients = [gradient for each in found for gradient in each[:count]]
     square = squared_norm(gradients) if phases.measures_noise else None
     sums = [
         phases.accumulator.add(i, total, gradient, factor)
         for i, (total, gradient) in enumerate(zip(sums, gradients, strict=True))
     ]
-    return Added(sums, aux, square, [True] * len(sums))
+    return Added(sums, aux, square, [True] * len(sums), [each[count:] for each in found])
 
 
 def _gradients_apart(share, values):
@@ -54,7 +63,7 @@ def _gradients_apart(share, values):
     gradients = []
     for place, loss in enumerate(losses):
         pull_back = jax.linear_transpose(lambda t, place=place: push_forward(t)[place], values)
-        gradients += pull_back(jnp.ones_like(loss))[0]
+        gradients.append(pull_back(jnp.ones_like(loss))[0])
     return gradients, aux
 
 
@@ -86,14 +95,19 @@ class JaxStep:
         self._compiled = bool(compiled)
         self._begin: Any
         self._add: Any
+        self._forward: Any
+        self._differentiate: Any
         self._whole: Any
         if not compiled:
             self._begin, self._measure, self._add = self._open, self._weigh, self._add_micro_batch
             self._finish, self._whole = self._close, self._run_on_device
+            self._forward, self._differentiate = self._run_forward, self._cut_loss
             return
         self._begin = jax.jit(self._open, donate_argnums=0)
         self._measure = jax.jit(self._weigh)
         self._add = jax.jit(self._add_micro_batch, donate_argnums=0)
+        self._forward = jax.jit(self._run_forward)
+        self._differentiate = jax.jit(self._cut_loss, donate_argnums=0)
         # Totals become the momentum where they live in it; elsewhere they end here.
         donated = (0, 1, 2) if phases.accumulator.slots else (0, 1)
         self._finish = jax.jit(self._close, donate_argnums=donated, static_argnums=5)
@@ -119,7 +133,8 @@ class JaxStep:
 
     def _is_on_host(self, data):
         # A compiled loop cuts arrays, and returns no outputs.
-        return self._loop == "host" or self._phases.gathers or has_sparse(data)
+        phases = self._phases
+        return self._loop == "host" or phases.gathers or phases.cuts or has_sparse(data)
 
     @property
     def is_settled(self):
@@ -146,10 +161,20 @@ class JaxStep:
             masses = jax.tree.map(lambda *values: sum(values), *measured)
         samples = np.asarray(count(data), loop_state.samples.dtype)
         totals = BatchTotals(samples, masses, factor, scale)
+        slopes = [None] * len(micro_batches)
+        if self._phases.cuts and len(micro_batches) > 1:
+            ended, parts = loop_state, []
+            for micro_batch in micro_batches:
+                ended, part = self._forward(ended, trainable, non_trainable, micro_batch, samples)
+                parts.append(part)
+            sums, loop_state, found = self._differentiate(
+                sums, loop_state, ended, trainable, non_trainable, data, parts, totals
+            )
+            slopes = [Slopes(rows, found.added) for rows in split(found.rows, size)]
         outputs = []
-        for micro_batch in micro_batches:
+        for micro_batch, each in zip(micro_batches, slopes, strict=True):
             sums, loop_state, output = self._add(
-                sums, loop_state, trainable, non_trainable, micro_batch, totals
+                sums, loop_state, trainable, non_trainable, micro_batch, totals, each
             )
             outputs.append(output)
         batch = (data, outputs) if self._phases.gathers else (None, ())
@@ -167,9 +192,20 @@ class JaxStep:
         with self._scope(trainable, non_trainable, metrics=metrics):
             return self._phases.measure(data)
 
-    def _add_micro_batch(self, sums, loop_state, trainable, non_trainable, data, totals):
+    def _add_micro_batch(
+        self, sums, loop_state, trainable, non_trainable, data, totals, slopes=None
+    ):
         with self._scope(trainable, non_trainable, metrics=loop_state.metrics):
-            return self._phases.add(sums, loop_state, data, totals)
+            return self._phases.add(sums, loop_state, data, totals, slopes=slopes)
+
+    def _run_forward(self, loop_state, trainable, non_trainable, data, samples):
+        with self._scope(trainable, non_trainable, metrics=loop_state.metrics):
+            return self._phases.forward(loop_state, data, samples)
+
+    def _cut_loss(self, sums, begun, ended, trainable, non_trainable, data, parts, totals):
+        with self._scope(trainable, non_trainable, metrics=begun.metrics):
+            outputs = joined_outputs(parts)
+            return self._phases.differentiate(sums, begun, ended, data, outputs, totals)
 
     def _close(self, trainable, optimizer, sums, non_trainable, loop_state, rows, data, outputs):
         optimizer = self._merged(optimizer, sums if self._phases.accumulator.slots else ())
@@ -259,9 +295,20 @@ class JaxStep:
         if self._phases.needs_masses:
             masses = jax.eval_shape(self._weigh, trainable, non_trainable, first)
         totals = BatchTotals(loop_state.samples, masses, factor, scale)
-        lowered = self._add.lower(sums, loop_state, trainable, non_trainable, first, totals)
-        extra = 0 if held else sum(math.prod(t.shape) * t.dtype.itemsize for t in sums)
-        return temporaries_of(lowered), extra
+        extra = 0 if held else bytes_of(sums)
+        temporaries, slopes = 0, None
+        if self._phases.cuts and size < count(data):
+            parts = [
+                self._forward.eval_shape(loop_state, trainable, non_trainable, m, totals.samples)[1]
+                for m in split(data, size)
+            ]
+            arguments = sums, loop_state, loop_state, trainable, non_trainable, data, parts, totals
+            temporaries = temporaries_of(self._differentiate.lower(*arguments))
+            found = self._differentiate.eval_shape(*arguments)[2]
+            extra += bytes_of(parts) + 2 * bytes_of(found.rows)  # whole, and cut into micro-batches
+            slopes = Slopes(shapes(found.rows, size), found.added)
+        lowered = self._add.lower(sums, loop_state, trainable, non_trainable, first, totals, slopes)
+        return max(temporaries, temporaries_of(lowered)), extra
 
     def _require_memory(self, state, data, size):
         # A compiled function that finds no memory has already given up what was donated to it:

@@ -11,6 +11,7 @@ from tensorflow_ranger.backend.jax.sharded_step import Mesh, ReplicaStep
 from tensorflow_ranger.backend.jax.sharded_step import trainer_overrides as trainer_overrides
 
 KNOWS_MEMORY = True  # before a step has run
+ADDS_IN_PLACE = False  # a failed batch has changed nothing
 
 
 def default_loop(compiled):

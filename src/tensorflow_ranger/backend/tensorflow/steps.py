@@ -5,8 +5,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tensorflow_ranger.backend.batches import count, cut, has_sparse, split
-from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases
+from tensorflow_ranger.backend.batches import count, cut, has_sparse, joined_outputs, split
+from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases, Slopes
 from tensorflow_ranger.backend.tensorflow.arrays import kept, squared_norm
 from tensorflow_ranger.backend.tensorflow.loops import fold
 from tensorflow_ranger.backend.tensorflow.replicas import in_lockstep
@@ -16,6 +16,7 @@ from tensorflow_ranger.backend.tensorflow.workers import (
 )
 
 KNOWS_MEMORY = False  # before a step has run
+ADDS_IN_PLACE = False  # a failed batch has changed nothing
 
 
 def default_loop(compiled):
@@ -47,23 +48,34 @@ def current_values(variables):
     return []
 
 
-def add_gradients(share, phases, sums, factor):
+def add_gradients(share, phases, sums, factor, inputs=None):
     """Add the gradients of ``share(None)`` to the sums.
 
     Args:
         share: Function that returns ``(loss, aux)``; with several losses, loss is a list of them.
+            With `inputs` it takes those, too.
         phases: `Phases`.
         sums: The accumulator's sums: one per weight, for each loss.
         factor: Scalar that gradients are multiplied by, or None.
+        inputs: List of tensors by which `share` is differentiated as well, or None.
 
     Returns:
         `Added`.
     """
     weights = [weight.value for weight in phases.weights]
     with tf.GradientTape(persistent=phases.losses > 1) as tape:
-        loss, aux = share(None)
-    losses = tf.nest.flatten(loss)
-    gradients = [gradient for each in losses for gradient in tape.gradient(each, weights)]
+        tape.watch(inputs or [])
+        loss, aux = share(None) if inputs is None else share(None, inputs)
+    inputs = inputs or []
+    found = [tape.gradient(each, [*weights, *inputs]) for each in tf.nest.flatten(loss)]
+    gradients = [gradient for each in found for gradient in each[: len(weights)]]
+    slopes = [
+        [
+            tf.zeros_like(tensor) if slope is None else tf.convert_to_tensor(slope)
+            for slope, tensor in zip(each[len(weights) :], inputs, strict=True)
+        ]
+        for each in found
+    ]
     square = None
     if phases.measures_noise:
         square = squared_norm([gradient for gradient in gradients if gradient is not None])
@@ -71,7 +83,7 @@ def add_gradients(share, phases, sums, factor):
         total if gradient is None else phases.accumulator.add(i, total, gradient, factor)
         for i, (total, gradient) in enumerate(zip(sums, gradients, strict=True))
     ]
-    return Added(sums, aux, square, [gradient is not None for gradient in gradients])
+    return Added(sums, aux, square, [gradient is not None for gradient in gradients], slopes)
 
 
 def filled(sums, empty, like):
@@ -113,6 +125,8 @@ class Step:
         self._begin = graph(self._open)
         self._measure = graph(phases.measure)
         self._add = graph(phases.add)
+        self._forward = graph(phases.forward)
+        self._differentiate = graph(phases.differentiate)
         self._finish = graph(phases.finish)
         self._per_size = {}
 
@@ -133,7 +147,8 @@ class Step:
         if self._strategy is not None:
             self._for_size(self._run_on_replicas, size, rows)(data)
             return self._phases.model.get_metrics_result(), None
-        if self._loop == "host" or self._phases.gathers or has_sparse(data):
+        phases = self._phases
+        if self._loop == "host" or phases.gathers or phases.cuts or has_sparse(data):
             return self._run_on_host(data, size, rows), None
         return self._for_size(self._run_on_device, size, rows)(data), None
 
@@ -167,9 +182,20 @@ class Step:
             masses = tf.nest.map_structure(lambda *values: tf.add_n(values), *measured)
         samples = tf.cast(count(data), loop_state.samples.dtype)
         totals = BatchTotals(samples, masses, factor, scale)
+        slopes = [None] * len(micro_batches)
+        if self._phases.cuts and len(micro_batches) > 1:
+            ended, parts = loop_state, []
+            for micro_batch in micro_batches:
+                ended, part = self._forward(ended, micro_batch, samples)
+                parts.append(part)
+            whole = joined_outputs(parts)
+            sums, loop_state, found = self._differentiate(
+                sums, loop_state, ended, data, whole, totals
+            )
+            slopes = [Slopes(rows, found.added) for rows in split(found.rows, size)]
         outputs = []
-        for micro_batch in micro_batches:
-            sums, loop_state, output = self._add(sums, loop_state, micro_batch, totals)
+        for micro_batch, each in zip(micro_batches, slopes, strict=True):
+            sums, loop_state, output = self._add(sums, loop_state, micro_batch, totals, slopes=each)
             outputs.append(output)
         batch = (data, outputs) if self._phases.gathers else ()
         return self._finish(sums, loop_state, rows, *batch)

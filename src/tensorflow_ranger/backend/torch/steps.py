@@ -8,14 +8,15 @@ import torch
 from torch._functorch import config as functorch
 
 from tensorflow_ranger.backend import keras_internals
-from tensorflow_ranger.backend.batches import count, cut
-from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases
-from tensorflow_ranger.backend.torch.arrays import kept
+from tensorflow_ranger.backend.batches import count, cut, joined_outputs
+from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases, Slopes
+from tensorflow_ranger.backend.torch.arrays import foreign_state, kept
 from tensorflow_ranger.backend.torch.loops import fold
 from tensorflow_ranger.backend.torch.replicas import count as replica_count
 from tensorflow_ranger.backend.torch.replicas import index
 
 KNOWS_MEMORY = False  # before a step has run
+ADDS_IN_PLACE = True  # a failed batch may have changed the momentum
 
 
 def default_loop(compiled):
@@ -48,7 +49,7 @@ def current_values(variables):
     return []
 
 
-def add_gradients(share, phases, sums, factor):
+def add_gradients(share, phases, sums, factor, inputs=None):
     """Run ``share(None)`` backward, which adds its gradients to the sums.
 
     Args:
@@ -56,13 +57,21 @@ def add_gradients(share, phases, sums, factor):
         phases: `Phases`.
         sums: `_Sums`, changed in place.
         factor: Known to the sums.
+        inputs: List of tensors by which `share` is differentiated as well, or None. It takes them.
 
     Returns:
         `Added`.
     """
-    loss, aux = share(None)
-    square = sums.run_backward(keras.tree.flatten(loss))
-    return Added(sums, keras.tree.map_structure(_detached, aux), square, [True] * len(sums.values))
+    if inputs is None:
+        loss, aux = share(None)
+        square, slopes = sums.run_backward(keras.tree.flatten(loss)), []
+    else:
+        inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+        with torch.enable_grad():
+            loss, aux = share(None, inputs)
+        square, slopes = None, sums.add_and_cut(keras.tree.flatten(loss), inputs)
+    aux = keras.tree.map_structure(_detached, aux)
+    return Added(sums, aux, square, [True] * len(sums.values), slopes)
 
 
 def filled(sums, empty, like):
@@ -105,11 +114,29 @@ def _own_draws():
         yield
 
 
+@contextlib.contextmanager
+def _undone_on_error(model):
+    """Return a context after whose failure generators and `model`'s buffers are as they were."""
+    buffers = [(buffer, buffer.value.clone()) for buffer in foreign_state(model)]
+    own = torch.get_rng_state()
+    others = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    try:
+        yield
+    except BaseException:
+        for buffer, value in buffers:
+            buffer.assign(value)
+        torch.set_rng_state(own)
+        if others is not None:
+            torch.cuda.set_rng_state_all(others)
+        raise
+
+
 class Step:
     """Runs a batch: `run` returns the logs and None.
 
     A batch for which memory ran out goes on where it stopped when it is run again, in smaller
     micro-batches: sums may live in the optimizer's own momentum, so what was added stays added.
+    With a loss of the whole batch it begins again: its outputs must be those of one division.
 
     Args:
         phases: `Phases` of the batch.
@@ -153,12 +180,13 @@ class Step:
                 comparable = data if replica_count() == 1 else None
                 phases.examine(phases.probe, comparable, size)
             self._prepared = True
-        if self._batch is None or self._batch.data is not data:
+        if self._batch is None or self._batch.data is not data or phases.cuts:
             self._batch = _Batch(phases, data, size)
         elif phases.measures_noise:
             self._batch.miss_noise()
         batch = self._batch
-        with _own_draws(), self._context():
+        undone = _undone_on_error(phases.model) if phases.cuts else contextlib.nullcontext()
+        with undone, _own_draws(), self._context():
             batch.run(size)
         gathered = (data, batch.outputs) if phases.gathers else ()
         with torch.no_grad():
@@ -185,6 +213,7 @@ class _Batch:
         self.data = data
         self.outputs = []
         self._start = 0
+        self._slopes = None
         with torch.no_grad():
             factor, scale = phases.begin()
             self.sums = _Sums(phases, factor)
@@ -201,16 +230,40 @@ class _Batch:
 
     def run(self, size):
         """Add the micro-batches that are left."""
+        if self._phases.cuts and count(self.data) > size:
+            self._slopes = self._cut_loss(size)
         with self.sums.hooks():
             fold(self._add, self.state, self.data, size, self._start, self.sums.ends)
 
     def _add(self, state, micro_batch):
         end = self._start + count(micro_batch)
         self.sums.end = end
-        _, self.state, output = self._phases.add(self.sums, state, micro_batch, self._totals)
+        slopes = self._slopes
+        if slopes is not None:
+            slopes = Slopes(cut(slopes.rows, self._start, count(micro_batch)), slopes.added)
+        _, self.state, output = self._phases.add(
+            self.sums, state, micro_batch, self._totals, slopes=slopes
+        )
         self.outputs.append(output)
         self._start = end
         return self.state
+
+    @torch.no_grad()
+    def _cut_loss(self, size):
+        """Compute the batch's loss; return the `Slopes` of its rows."""
+        phases, parts = self._phases, []
+
+        def forward(state, micro_batch):
+            state, part = phases.forward(state, micro_batch, self._totals.samples)
+            parts.append(part)
+            return state
+
+        with kept(phases.model):  # generators: the second pass draws what this one draws
+            ended = fold(forward, self.state, self.data, size)
+        _, self.state, slopes = phases.differentiate(
+            self.sums, self.state, ended, self.data, joined_outputs(parts), self._totals
+        )
+        return slopes
 
     def miss_noise(self):
         """Measure no noise: after a pass that failed, weights differ in their micro-batches."""
@@ -249,6 +302,35 @@ class _Sums:
             return None
         return torch.stack(self._norms).square().sum() if self._norms else 0.0
 
+    def add_and_cut(self, losses, inputs):
+        """Add the gradients of `losses` by the weights; return those by `inputs`, for each loss."""
+        weights = [weight.value for weight in self._phases.weights]
+        wanted = [place for place, weight in enumerate(weights) if weight.requires_grad]
+        slopes = []
+        for number, loss in enumerate(losses):
+            found = [None] * (len(wanted) + len(inputs))
+            if loss.requires_grad:
+                found = torch.autograd.grad(
+                    loss,
+                    [*(weights[place] for place in wanted), *inputs],
+                    retain_graph=number + 1 < len(losses),
+                    allow_unused=True,
+                )
+            for place, gradient in zip(wanted, found, strict=False):
+                if gradient is not None:
+                    self._take(number * len(weights) + place, gradient)
+            by_inputs = zip(inputs, found[len(wanted) :], strict=True)
+            slopes.append([torch.zeros_like(i) if g is None else g for i, g in by_inputs])
+        return slopes
+
+    @torch.no_grad()
+    def _take(self, place, gradient):
+        total, accumulator = self.values[place], self._phases.accumulator
+        if total is None:
+            self.values[place] = accumulator.first(place, gradient, self._factor)
+        else:
+            self.values[place] = accumulator.add(place, total, gradient, self._factor)
+
     @contextlib.contextmanager
     def hooks(self):
         """While open, gradients move to the sums as soon as they are found."""
@@ -264,7 +346,7 @@ class _Sums:
                 handle.remove()
 
     def _mover(self, index):
-        phases, accumulator = self._phases, self._phases.accumulator
+        phases = self._phases
 
         @torch.no_grad()
         def move(parameter):
@@ -274,11 +356,7 @@ class _Sums:
                 return
             if phases.measures_noise:
                 self._norms.append(_norm(gradient))
-            total = self.values[place]
-            if total is None:
-                self.values[place] = accumulator.first(place, gradient, self._factor)
-            else:
-                self.values[place] = accumulator.add(place, total, gradient, self._factor)
+            self._take(place, gradient)
             self.ends[place] = self.end
 
         return move

@@ -12,9 +12,9 @@ from tensorflow_ranger.backend import arrays, keras_internals, steps
 from tensorflow_ranger.backend.batches import count, split
 from tensorflow_ranger.backend.phases import BatchTotals
 from tensorflow_ranger.training.batch_step import BatchStep
-from tensorflow_ranger.training.compiled_losses import CompiledLosses
-from tensorflow_ranger.training.forward_passes import copies
+from tensorflow_ranger.training.compiled_losses import CompiledLosses, copies
 from tensorflow_ranger.training.metrics_of_batch import masked, with_masks
+from tensorflow_ranger.training.train_function import TrainFunction
 
 
 class DryRun(BatchStep):
@@ -27,7 +27,12 @@ class DryRun(BatchStep):
     """
 
     def __init__(self, model, is_whole, training):
-        super().__init__(model, _Recorder(model.optimizer, model.trainable_variables))
+        installed = TrainFunction.of(model)
+        super().__init__(
+            model,
+            _Recorder(model.optimizer, model.trainable_variables),
+            loss=None if installed is None else installed.loss,
+        )
         self._training = training
         self._is_whole = is_whole
         if is_whole:

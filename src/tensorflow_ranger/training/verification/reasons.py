@@ -74,6 +74,21 @@ def embedding_notes(model):
     ]
 
 
+def loss_notes(parts):
+    """Return what is to be said of a loss of the whole batch.
+
+    Args:
+        parts: `Record` of the batch in micro-batches.
+    """
+    reason = parts.dry_run.compiled_losses.whole_reason
+    if reason is None:
+        return []
+    return [
+        "Whole-batch loss: exact. It is computed on the outputs of the whole batch, since "
+        f"{reason}; that takes one more forward pass."
+    ]
+
+
 def crossing_reasons(model, data, size, training, tolerance):
     """Return which layer made of the last micro-batch's samples what it does not in the batch."""
     x = data[0]
@@ -101,8 +116,8 @@ def loss_reasons(parts, data, size, tolerance):
         size: Samples per micro-batch.
         tolerance: Relative difference that rounding explains.
     """
-    if not parts.dry_run.loss_names:
-        return []  # what layers add depends on more than outputs
+    if parts.dry_run.cuts or not parts.dry_run.loss_names:
+        return []  # computed on all outputs; or what layers add, which depends on more than these
     gradients = [parts.dry_run.gradients_by_outputs(data, each) for each in (count(data), size)]
     found = []
     unknown = " ".join(parts.dry_run.unknown).lower()

@@ -22,6 +22,7 @@ from tensorflow_ranger.training.verification.dry_run import (
 from tensorflow_ranger.training.verification.reasons import (
     crossing_reasons,
     embedding_notes,
+    loss_notes,
     loss_reasons,
     state_reasons,
     training_reasons,
@@ -137,7 +138,7 @@ def verify(model, batch, size: int):
         whole, parts = run_both(model, data, size, training=True)
         differences = differences_of(whole, parts, tolerance)
         state = state_differences_of(whole, parts, tolerance)
-        notes = tuple(embedding_notes(model))
+        notes = (*loss_notes(parts), *embedding_notes(model))
         found = Verification(differences, tolerance, (), size, samples, state, notes)
         if found.exact:
             return found

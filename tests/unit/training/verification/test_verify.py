@@ -88,6 +88,11 @@ class LargestLoss(keras.Model):
         return largest(y, y_pred)
 
 
+def shares_of(model):
+    """Return `model`, each of whose micro-batches has its own part of the loss."""
+    return microbatch(model, 16, loss="shares")
+
+
 def spread(y, y_pred):
     return ops.std(y - y_pred)
 
@@ -181,7 +186,7 @@ def test_a_layer_is_named(layer, reason):
 
 def test_every_layer_is_named():
     drop, normalize = layers.Dropout(0.2, name="drop"), layers.BatchNormalization(name="norm")
-    found = verify(model_with(drop, normalize, loss=spread), data(), 16)
+    found = verify(shares_of(model_with(drop, normalize, loss=spread)), data(), 16)
     assert [reason.split(" ")[:2] for reason in found.reasons] == [
         ["Dropout", "'drop'"],
         ["BatchNormalization", "'norm'"],
@@ -197,7 +202,9 @@ def test_layers_that_do_nothing_random_are_not_named():
 
 @pytest.mark.parametrize("loss", [spread, largest])
 def test_a_loss_that_is_no_mean_is_named(loss):
-    found = verify(model_with(loss=loss), data(), 16)
+    model = model_with(loss=loss)
+    assert verify(model, data(), 16).exact
+    found = verify(shares_of(model), data(), 16)
     assert not found.exact
     (reason,) = found.reasons
     assert reason.startswith(f"The loss '{loss.__name__}' is neither a mean nor a sum over samples")
@@ -210,14 +217,20 @@ def test_the_loss_of_one_of_two_outputs_is_named():
     )
     model.compile("sgd", {"a": "mse", "b": spread}, jit_compile=False)
     x, y = data(12)
-    found = verify(model, (x, {"a": y, "b": y}), 4)
+    assert verify(model, (x, {"a": y, "b": y}), 4).exact
+    found = verify(shares_of(model), (x, {"a": y, "b": y}), 4)
     assert found.differences["a/kernel"] < found.tolerance < found.differences["b/kernel"]
     (reason,) = found.reasons
     assert reason.startswith("The loss 'spread' of output 'b' is neither a mean nor a sum")
 
 
 def test_a_loss_of_the_model_that_is_no_mean_is_named():
-    found = verify(model_with(cls=LargestLoss), data(), 16)
+    model = model_with(cls=LargestLoss)
+    found = verify(model, data(), 16)
+    assert found.exact
+    assert "Whole-batch loss: exact." in str(found)
+    assert "LargestLoss overrides compute_loss" in str(found)
+    found = verify(shares_of(model), data(), 16)
     (reason,) = found.reasons
     assert reason.startswith("LargestLoss.compute_loss is neither a mean nor a sum over samples")
 

@@ -1,0 +1,100 @@
+"""A batch whose loss needs all its outputs: forward passes, the loss, and what it hands back."""
+
+import keras
+from keras import ops
+
+from tensorflow_ranger.backend import replicas, steps
+from tensorflow_ranger.training.compiled_losses import copies
+from tensorflow_ranger.training.forward_passes import ForwardPasses, rows_of
+
+
+class TwoPasses(ForwardPasses):
+    """The phases that a loss of the whole batch needs beside those of `BatchStep`.
+
+    Args:
+        model: A compiled and built Keras model.
+        accumulator: What holds the sums of gradients.
+        tasks: `Tasks` whose gradients are summed apart, or None.
+        loss: "shares", "whole", or None to decide: see `microbatch`.
+    """
+
+    def __init__(self, model, accumulator, tasks=None, loss=None):
+        super().__init__(model, tasks, loss)
+        self.accumulator = accumulator
+        self._loss_has_gradient = []
+        self._added_owners = []
+
+    def forward(self, state, data, samples, replica_weight=None):
+        """Run a micro-batch forward, and commit nothing.
+
+        From the same `state`, `add` draws the same random numbers and reads the same layer state.
+
+        Args:
+            state: `LoopState` after the micro-batches before.
+            data: Tuple ``(x, y, sample_weight)``.
+            samples: Scalar; samples of the batch.
+            replica_weight: As in `BatchStep.add`.
+
+        Returns:
+            Tuple ``(state, outputs)``: the `LoopState` after it, and its `BatchOutputs`.
+        """
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        own = self.count(x) if replica_weight is None else self.count(x) * replica_weight
+        with self._scope(None, state, rows_of(x)) as scope:
+            y_pred = self.call(x)
+            added = self.compiled_losses.added_by_layers(own / samples)
+            outputs = self.whole_loss.outputs_of(y_pred, own / samples)
+            seeds = [scope.get_current_value(v) for v in self.seeds]
+            layers = self.state.read(scope)
+        self._added_owners = [layer for layer, _ in added]
+        layers = self.state.add(state.layers, layers, state.samples, own, replica_weight)
+        return state._replace(seeds=seeds, layers=layers, samples=state.samples + own), outputs
+
+    def differentiate(self, sums, begun, ended, data, outputs, totals):
+        """Compute the batch's loss, and add its gradients by the weights that it reads itself.
+
+        Args:
+            sums: The accumulator's sums of gradients.
+            begun: `LoopState` that the batch began with.
+            ended: `LoopState` after the forward passes.
+            data: Tuple ``(x, y, sample_weight)`` of the batch, of all replicas.
+            outputs: `BatchOutputs` of the batch, of all replicas.
+            totals: `BatchTotals`.
+
+        Returns:
+            Tuple ``(sums, state, slopes)``: the `LoopState` that the second pass begins with, and
+            the `Slopes` of the batch.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        # Each replica computes the loss of all: its gradients count once.
+        part = 1.0 / replicas.count()
+
+        def loss_of(weights, inputs):
+            with self._scope(weights, ended) as scope:
+                y_pred = self.whole_loss.y_pred_of(outputs, inputs, self._added_owners)
+                weight = copies(sample_weight)
+                loss, logged, losses = self.compiled_losses.of_batch(
+                    x, y, y_pred, weight, totals.samples, self._dtype
+                )
+                assigned = [scope.get_current_value(v) for v in self.loss_state]
+                metrics = [scope.get_current_value(v) for v in self.metrics]
+            factor = part if totals.scale is None else totals.scale * part
+            loss = keras.tree.map_structure(lambda v: v * ops.cast(factor, v.dtype), loss)
+            return loss, (logged * part, [each * part for each in losses], assigned, metrics)
+
+        inputs = self.whole_loss.inputs_of(outputs)
+        found = steps.add_gradients(loss_of, self, sums, totals.factor, inputs)
+        self._loss_has_gradient = found.has_gradient
+        logged, losses, assigned, metrics = found.aux
+        slopes = self.whole_loss.slopes_of(
+            [[each * ops.cast(1 / part, each.dtype) for each in slopes] for slopes in found.slopes]
+        )
+        state = begun._replace(loss=logged, losses=losses, assigned=assigned, metrics=metrics)
+        return found.sums, state, slopes
+
+    def _pulled_back(self, y_pred, fraction, slopes):
+        """Return the losses of a micro-batch in the second pass: `CompiledLosses.of`'s tuple."""
+        losses = self.whole_loss.pulled_back(y_pred, fraction, slopes)
+        nothing = [ops.zeros((), record.loss.dtype) for record in self.compiled_losses.losses]
+        zero = ops.zeros((), keras.config.floatx())
+        return losses if self.losses > 1 else losses[0], zero, nothing

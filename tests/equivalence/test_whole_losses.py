@@ -1,0 +1,68 @@
+"""Losses in which samples meet: micro-batches make the updates of the whole batch."""
+
+import keras
+import numpy as np
+import pytest
+
+from tensorflow_ranger import microbatch
+from tests.marks import thorough_but
+from tests.models import data, fit
+from tests.references.batch_losses import LOSSES, WIDTH, CompiledLoss, OwnLoss, info_nce, siglip
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+BACKEND = keras.config.backend()
+SAMPLES, BATCH, EPOCHS = 48, 24, 10
+TOLERANCE = 1e-6 if BACKEND == "torch" else 1e-10
+
+
+def network(loss, is_own, dropout=0.0):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(5, activation="tanh", kernel_regularizer="l2")(inputs)
+    x = keras.layers.Dropout(dropout)(x)
+    outputs = keras.layers.Dense(WIDTH, use_bias=False)(x)  # some losses know no shift
+    settings = {"optimizer": "adam", "jit_compile": BACKEND == "jax"}
+    if is_own:
+        model = OwnLoss(inputs, outputs).take(loss)
+        model.compile(**settings)
+        return model
+    model = keras.Model(inputs, outputs)
+    compiled = CompiledLoss(loss)
+    model.own = compiled.variables
+    model.compile(loss=compiled, **settings)
+    return model
+
+
+def assert_same_updates(make, sizes, **settings):
+    """Fail unless micro-batches of `sizes` move each variable as plain `fit` does."""
+    x, y = data(SAMPLES)
+    plain = make()
+    before = plain.get_weights()
+    assert len(plain.own) == sum("own" in variable.path for variable in plain.trainable_variables)
+    history = fit(plain, x, y, BATCH, EPOCHS).history["loss"]
+    assert np.isfinite(history).all()
+    for size in sizes:
+        model = microbatch(make(), size, **settings)
+        actual = fit(model, x, y, BATCH, EPOCHS).history["loss"]
+        for variable, start, expected in zip(
+            model.weights, before, plain.get_weights(), strict=True
+        ):
+            moved = np.max(np.abs(expected - start))
+            assert moved > 1e-4, variable.path
+            np.testing.assert_allclose(
+                variable, expected, rtol=0, atol=TOLERANCE * moved, err_msg=variable.path
+            )
+        np.testing.assert_allclose(actual, history, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("is_own", [False, True], ids=["compiled", "compute_loss"])
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+def test_a_loss_of_the_batch(loss, is_own):
+    assert_same_updates(lambda: network(loss, is_own), (7,))
+
+
+@pytest.mark.parametrize("is_own", [False, True], ids=["compiled", "compute_loss"])
+@pytest.mark.parametrize("loss", thorough_but([info_nce, siglip], LOSSES), ids=lambda f: f.__name__)
+def test_a_loss_of_the_batch_at_every_size(loss, is_own):
+    assert_same_updates(lambda: network(loss, is_own), (1, 16, BATCH))
