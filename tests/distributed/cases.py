@@ -28,6 +28,7 @@ class Case:
         masked: Whether the targets are tags of words, masked and weighted.
         last: Samples of an epoch's last batch.
         poisoned: Row that holds a NaN, or None.
+        has_loss: Whether the model itself has a loss, which compares all samples that it is given.
     """
 
     optimizer: Callable
@@ -36,6 +37,7 @@ class Case:
     masked: bool = False
     last: int = BATCH  # another number takes another compilation
     poisoned: int | None = None
+    has_loss: bool = False
 
 
 def classifier(*layers):
@@ -65,6 +67,45 @@ def tagger():
     return keras.Model(words, keras.layers.Dense(3)(hidden))
 
 
+def summed_by_tensorflow():
+    """Return how many losses `tf.distribute` adds up, by which a loss must be divided there."""
+    if keras.config.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+class Contrasting(keras.Model):
+    """A network whose loss compares each sample with all others."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.scale = keras.Variable(0.5, name="scale")
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        assert x is not None
+        assert y_pred is not None
+        ops = keras.ops
+        logits = ops.exp(self.scale) * ops.matmul(y_pred, ops.transpose(y_pred))
+        logits = logits - 1e6 * ops.eye(ops.shape(y_pred)[0], dtype=logits.dtype)
+        y = ops.reshape(ops.cast(y, "int32"), (-1, 1))
+        alike = ops.cast(ops.equal(y, ops.transpose(y)), logits.dtype)
+        losses = -ops.mean(alike * ops.maximum(ops.log_softmax(logits), -50.0), axis=-1)
+        weight = ops.reshape(ops.cast(sample_weight, logits.dtype), (-1,))
+        own = ops.sum(weight * losses) / ops.sum(weight)
+        loss = own + 0.1 * ops.mean(x[:, 0] * y_pred[:, 0]) + sum(self.losses)
+        return loss / summed_by_tensorflow()
+
+
+def contrasting():
+    """Return a network whose loss is one of the whole batch."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(8, activation="tanh", kernel_regularizer="l2")(inputs)
+    return Contrasting(inputs, keras.layers.Dense(3)(hidden))
+
+
 def sgd(learning_rate=0.1):
     """Return SGD that clips, which is right after the sum over the replicas alone."""
     return keras.optimizers.SGD(learning_rate, momentum=0.9, global_clipnorm=0.3)
@@ -81,6 +122,7 @@ CASES = {
     "masks": Case(sgd, tagger, masked=True, last=22),
     "batch_normalization": Case(lambda: sgd(0.02), normalized, size=2),
     "uneven": Case(sgd, classifier, last=21),
+    "contrasting": Case(sgd, contrasting, last=21, has_loss=True),
     "ranger": Case(lambda: ranger.Ranger(0.02), classifier),
     "streaming": Case(windows, classifier, size=None),
     # One sample is of one replica: all leave its micro-batch out.
@@ -130,7 +172,9 @@ def compiled(case):
     model = case.model()
     model.compile(
         case.optimizer(),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        loss=None
+        if case.has_loss
+        else keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
     if case.size:
@@ -146,18 +190,16 @@ def fit(model, case, here, epochs=EPOCHS, **settings):
     else:
         fed = arrays[:2]
         settings |= {"sample_weight": arrays[2], "batch_size": BATCH}
+    if not case.has_loss:  # which Keras computes for each replica's part
+        settings |= {"validation_data": held_out(case), "validation_batch_size": BATCH}
+    return model.fit(*fed, shuffle=False, epochs=epochs, verbose=0, **settings)
+
+
+def held_out(case):
+    """Return data for validation."""
     # Keras weighs the replicas' means by samples: each is to have the same masks.
-    held_out = tuple(
+    return tuple(
         np.concatenate([array[:8]] * 4) for array in data(dataclasses.replace(case, poisoned=None))
-    )
-    return model.fit(
-        *fed,
-        shuffle=False,
-        epochs=epochs,
-        verbose=0,
-        validation_data=held_out,
-        validation_batch_size=BATCH,
-        **settings,
     )
 
 

@@ -10,11 +10,19 @@ from tests.distributed.engines import Here
 SCALARS = 64  # bytes an update may send beside its gradients: masses, losses and metrics
 
 # Keras' own train step fails under several TensorFlow workers.
-EVERYWHERE = ["masks", "batch_normalization", "uneven", "ranger", "streaming", "not_finite"]
+EVERYWHERE = [
+    "masks",
+    "batch_normalization",
+    "uneven",
+    "contrasting",
+    "ranger",
+    "streaming",
+    "not_finite",
+]
 ENGINES = {
     "tensorflow": {
         "tensorflow_mirrored": EVERYWHERE,
-        "tensorflow_workers": ["masks", "batch_normalization", "ranger"],
+        "tensorflow_workers": ["masks", "batch_normalization", "contrasting", "ranger"],
     },
     "jax": {
         "jax_data_parallel": EVERYWHERE,
@@ -83,7 +91,11 @@ def test_history_is_that_of_the_whole_batch(results, alone, engine, name):
 # On JAX, XLA sums in Keras' own step before the optimizer sees a gradient.
 @pytest.mark.parametrize(
     ("engine", "name"),
-    [(e, n) for e, n in RUNS if n in ("masks", "ranger") or (n == "streaming" and e[0] != "j")],
+    [
+        (e, n)
+        for e, n in RUNS
+        if n in ("masks", "ranger", "contrasting") or (n == "streaming" and e[0] != "j")
+    ],
 )
 def test_gradients_cross_the_replicas_once_per_update(results, engine, name):
     for process in results(engine):

@@ -17,6 +17,21 @@ class BatchTotals(NamedTuple):
     scale: Any  #: Scalar that the loss is multiplied by before its gradient, or None for 1.
 
 
+class OutputSpecs(NamedTuple):
+    """What `BatchOutputs` look like, before there are any."""
+
+    rows: list[tuple[Any, str]]  #: Shape without the leading axis, and name of the dtype.
+    added: list[str]  #: Names of dtypes.
+
+
+class BatchPart(NamedTuple):
+    """Samples of a batch that this replica ran forward."""
+
+    data: Any  #: Tuple ``(x, y, sample_weight)``.
+    outputs: "BatchOutputs"  #: What the model made of them.
+    weight: float | None  #: 1/n if n replicas computed the same samples, else None.
+
+
 class BatchOutputs(NamedTuple):
     """What forward passes made of which a loss of the whole batch is computed."""
 
@@ -104,6 +119,11 @@ class Phases(Protocol):
         ...
 
     @property
+    def output_specs(self) -> OutputSpecs:
+        """What `forward` returns."""
+        ...
+
+    @property
     def gathers(self) -> bool:
         """Whether `finish` needs the batch's outputs."""
         ...
@@ -180,11 +200,10 @@ class Phases(Protocol):
         sums: Any,
         begun: LoopState,
         ended: LoopState,
-        data: Any,
-        outputs: BatchOutputs,
+        parts: list[BatchPart],
         totals: BatchTotals,
-    ) -> tuple[Any, LoopState, Slopes]:
-        """Compute the batch's loss; return the sums, the state of the second pass, the slopes."""
+    ) -> tuple[Any, LoopState, list[Slopes]]:
+        """Compute the batch's loss; return sums, state of the second pass, slopes of each part."""
         ...
 
     def finish(

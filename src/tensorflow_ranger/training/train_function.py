@@ -111,7 +111,7 @@ class TrainFunction:
                 "`steps_per_execution` must be 1 with the PyTorch backend: got "
                 f"steps_per_execution={model.steps_per_execution}. Leave it out of compile."
             )
-        self._steps = {}
+        self._steps, self._phases = {}, {}
         runs = {
             "jax": self._run_from_iterator,
             "tensorflow": self._run_from_tensorflow_iterator,
@@ -155,7 +155,7 @@ class TrainFunction:
     def _run_batch(self, state, data, rows):
         data = keras.utils.unpack_x_y_sample_weight(steps.without_optionals(data))
         samples = _samples(data)
-        step = self._step_for(data)
+        phases, step = self._step_for(data)
         step.require_rows(samples)
         sizes = self._sizes
         memory_of = functools.partial(step.memory, state, data) if steps.KNOWS_MEMORY else None
@@ -171,10 +171,10 @@ class TrainFunction:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                if replicas.in_lockstep(self._model.variables):
+                if _meets_others(phases):
                     raise MemoryError(
                         f"Out of memory with micro-batches of {size} on this process, and others "
-                        "run the same size: use a smaller one."
+                        "train on the same batch with it: use a smaller one."
                     ) from error
                 sizes.failed(size, error)
                 self._show_plan()
@@ -182,7 +182,7 @@ class TrainFunction:
                 sizes.succeeded(size, *_measured(begun, logs))
                 self._show_plan()
                 if size < samples:
-                    self._show_loss(self._phases.compiled_losses.whole_reason)
+                    self._show_loss(phases.compiled_losses.whole_reason)
                 if not step.is_settled:
                     self._steps.clear()
                 return logs, state
@@ -221,9 +221,9 @@ class TrainFunction:
             phases = BatchStep(model, self._make_accumulator(tasks), tasks, self.noise, self.loss)
             self._check_metrics(phases)
             loop = "host" if phases.has_own_metrics else steps.default_loop(compiled)
-            self._steps[key] = phases, steps.make_step(phases, self._loop or loop, compiled)
-        self._phases, step = self._steps[key]
-        return step
+            self._steps[key] = steps.make_step(phases, self._loop or loop, compiled)
+            self._phases[key] = phases
+        return self._phases[key], self._steps[key]
 
     def _check_metrics(self, phases):
         on_device = replicas.has_several(phases.weights) and keras.config.backend() != "torch"
@@ -242,6 +242,11 @@ class TrainFunction:
         if may_fold and MomentumFold.is_exact(optimizer, variables, self._dtype):
             return MomentumFold(optimizer, variables)
         return BatchBuffer(optimizer, variables, self._dtype)
+
+
+def _meets_others(phases):
+    # A loss of the whole batch is computed by all processes together, in the middle of it.
+    return replicas.in_lockstep(phases.weights) or (phases.cuts and replicas.count() > 1)
 
 
 def _bytes_in_use():

@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from tensorflow_ranger.backend import replicas, steps
+from tensorflow_ranger.backend import arrays, replicas, steps
+from tensorflow_ranger.backend.phases import BatchOutputs, BatchPart, Slopes
 from tensorflow_ranger.training.compiled_losses import copies
 from tensorflow_ranger.training.forward_passes import ForwardPasses, rows_of
 
@@ -50,31 +51,35 @@ class TwoPasses(ForwardPasses):
         layers = self.state.add(state.layers, layers, state.samples, own, replica_weight)
         return state._replace(seeds=seeds, layers=layers, samples=state.samples + own), outputs
 
-    def differentiate(self, sums, begun, ended, data, outputs, totals):
+    @property
+    def output_specs(self):
+        """The `OutputSpecs` of `forward`."""
+        return self.whole_loss.specs
+
+    def differentiate(self, sums, begun, ended, parts, totals):
         """Compute the batch's loss, and add its gradients by the weights that it reads itself.
 
         Args:
             sums: The accumulator's sums of gradients.
             begun: `LoopState` that the batch began with.
             ended: `LoopState` after the forward passes.
-            data: Tuple ``(x, y, sample_weight)`` of the batch, of all replicas.
-            outputs: `BatchOutputs` of the batch, of all replicas.
+            parts: List of `BatchPart`: the batch, or what of it this replica has.
             totals: `BatchTotals`.
 
         Returns:
             Tuple ``(sums, state, slopes)``: the `LoopState` that the second pass begins with, and
-            the `Slopes` of the batch.
+            the `Slopes` of each part.
         """
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        batch, places = (parts[0], None) if replicas.count() == 1 else self._gathered(parts)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch.data)
         # Each replica computes the loss of all: its gradients count once.
         part = 1.0 / replicas.count()
 
         def loss_of(weights, inputs):
             with self._scope(weights, ended) as scope:
-                y_pred = self.whole_loss.y_pred_of(outputs, inputs, self._added_owners)
-                weight = copies(sample_weight)
+                y_pred = self.whole_loss.y_pred_of(batch.outputs, inputs, self._added_owners)
                 loss, logged, losses = self.compiled_losses.of_batch(
-                    x, y, y_pred, weight, totals.samples, self._dtype
+                    x, y, y_pred, copies(sample_weight), totals.samples, self._dtype
                 )
                 assigned = [scope.get_current_value(v) for v in self.loss_state]
                 metrics = [scope.get_current_value(v) for v in self.metrics]
@@ -82,7 +87,7 @@ class TwoPasses(ForwardPasses):
             loss = keras.tree.map_structure(lambda v: v * ops.cast(factor, v.dtype), loss)
             return loss, (logged * part, [each * part for each in losses], assigned, metrics)
 
-        inputs = self.whole_loss.inputs_of(outputs)
+        inputs = self.whole_loss.inputs_of(batch.outputs)
         found = steps.add_gradients(loss_of, self, sums, totals.factor, inputs)
         self._loss_has_gradient = found.has_gradient
         logged, losses, assigned, metrics = found.aux
@@ -90,7 +95,34 @@ class TwoPasses(ForwardPasses):
             [[each * ops.cast(1 / part, each.dtype) for each in slopes] for slopes in found.slopes]
         )
         state = begun._replace(loss=logged, losses=losses, assigned=assigned, metrics=metrics)
-        return found.sums, state, slopes
+        if places is None:
+            return found.sums, state, [slopes]
+        return found.sums, state, [self._own_rows(slopes, *place) for place in places]
+
+    def _gathered(self, parts):
+        """Return the `BatchPart` of all replicas, and where in it the rows of each part are."""
+        nested, leaves, places, start = None, [], [], 0
+        for part in parts:
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
+            x = x if self.compiled_losses.is_own else None  # no other loss looks at the inputs
+            nested = ((x, y, sample_weight), part.outputs.rows)
+            own = [leaf for leaf in keras.tree.flatten(nested) if leaf is not None]
+            copies_of = 1 if part.weight is None else round(1 / part.weight)
+            found, offset, total = replicas.gather(own, copies_of)
+            places.append((start + offset, rows_of(own[0])))
+            start = start + total
+            leaves.append(found)
+        joined = iter([ops.concatenate(each) for each in zip(*leaves, strict=True)])
+        data, rows = keras.tree.map_structure(
+            lambda leaf: None if leaf is None else next(joined), nested
+        )
+        added = [sum(each) for each in zip(*(part.outputs.added for part in parts), strict=True)]
+        outputs = BatchOutputs(rows, replicas.sum_over(added) if added else [])
+        return BatchPart(data, outputs, None), places
+
+    def _own_rows(self, slopes, start, count):
+        rows = [[arrays.rows_at(leaf, start, count) for leaf in each] for each in slopes.rows]
+        return Slopes(rows, slopes.added)
 
     def _pulled_back(self, y_pred, fraction, slopes):
         """Return the losses of a micro-batch in the second pass: `CompiledLosses.of`'s tuple."""

@@ -15,7 +15,7 @@ import keras
 from keras import ops
 
 from tensorflow_ranger.backend import keras_internals
-from tensorflow_ranger.backend.phases import BatchOutputs, Slopes
+from tensorflow_ranger.backend.phases import BatchOutputs, OutputSpecs, Slopes
 from tensorflow_ranger.training.metrics_of_batch import masked
 
 
@@ -31,16 +31,24 @@ class WholeLoss:
         self._structure = None
         self._has_mask = []
         self._floats = []
+        self.specs = OutputSpecs([], [])
 
     def find(self, y_pred):
         """Learn from a micro-batch's outputs how they are nested, and which have masks."""
         leaves = keras.tree.flatten(y_pred)
         self._structure = keras.tree.map_structure(lambda _: 0, y_pred)
         self._has_mask = [keras_internals.get_mask(leaf) is not None for leaf in leaves]
+        masks = [mask for mask in map(keras_internals.get_mask, leaves) if mask is not None]
+        added = [value for _, value in self._compiled_losses.added_by_layers(1)]
+        dtype = keras.backend.standardize_dtype
+        self.specs = OutputSpecs(
+            [(tuple(row.shape[1:]), dtype(row.dtype)) for row in (*leaves, *masks)],
+            [dtype(value.dtype) for value in added],
+        )
         self._floats = [
             place
             for place, leaf in enumerate(leaves)
-            if keras.backend.is_float_dtype(keras.backend.standardize_dtype(leaf.dtype))
+            if keras.backend.is_float_dtype(dtype(leaf.dtype))
         ]
 
     def outputs_of(self, y_pred, fraction):

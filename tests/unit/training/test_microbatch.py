@@ -240,7 +240,7 @@ def test_memory_does_not_depend_on_the_batch_and_the_fold_needs_next_to_none(loo
         x = np.zeros((batch, 1024), "float32")
         model._symbolic_build(data_batch=(x[:32], x[:32]))
         model.make_train_function()
-        step = model.make_train_function.__self__._step_for((x, x, None))
+        _, step = model.make_train_function.__self__._step_for((x, x, None))
         state = model._get_jax_state(True, True, True, True)
         return step.temporaries(state, (x, x, None), 32)
 

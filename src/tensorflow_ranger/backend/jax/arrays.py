@@ -117,6 +117,11 @@ def rows(leaf, start, size):
     return leaf[start : start + size]
 
 
+def rows_at(leaf, start, count):
+    """Return `count` rows of `leaf` from the scalar `start` on."""
+    return jax.lax.dynamic_slice_in_dim(leaf, start, count)
+
+
 def gradients_of(function, tensors, number):
     """Return the gradients of each of `number` scalars that ``function(tensors)`` returns."""
     return [

@@ -12,7 +12,14 @@ from tensorflow_ranger.backend.batches import count, cut, has_sparse, joined_out
 from tensorflow_ranger.backend.jax.arrays import squared_norm
 from tensorflow_ranger.backend.jax.loops import fold
 from tensorflow_ranger.backend.jax.memory import bytes_of, shapes, temporaries_of
-from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases, Slopes
+from tensorflow_ranger.backend.phases import (
+    Added,
+    BatchOutputs,
+    BatchPart,
+    BatchTotals,
+    Phases,
+    Slopes,
+)
 
 
 def current_values(variables):
@@ -170,7 +177,7 @@ class JaxStep:
             sums, loop_state, found = self._differentiate(
                 sums, loop_state, ended, trainable, non_trainable, data, parts, totals
             )
-            slopes = [Slopes(rows, found.added) for rows in split(found.rows, size)]
+            slopes = [Slopes(rows, found[0].added) for rows in split(found[0].rows, size)]
         outputs = []
         for micro_batch, each in zip(micro_batches, slopes, strict=True):
             sums, loop_state, output = self._add(
@@ -204,8 +211,8 @@ class JaxStep:
 
     def _cut_loss(self, sums, begun, ended, trainable, non_trainable, data, parts, totals):
         with self._scope(trainable, non_trainable, metrics=begun.metrics):
-            outputs = joined_outputs(parts)
-            return self._phases.differentiate(sums, begun, ended, data, outputs, totals)
+            batch = [BatchPart(data, joined_outputs(parts), None)]
+            return self._phases.differentiate(sums, begun, ended, batch, totals)
 
     def _close(self, trainable, optimizer, sums, non_trainable, loop_state, rows, data, outputs):
         optimizer = self._merged(optimizer, sums if self._phases.accumulator.slots else ())
@@ -240,17 +247,45 @@ class JaxStep:
             samples = sum(count(data) * (weight or 1.0) for data, weight in parts)
             samples = jnp.asarray(samples, loop_state.samples.dtype)
             totals = BatchTotals(*phases.agreed(samples, masses), factor, scale)
-            for data, weight in parts:
+            slopes = [None] * len(parts)
+            if phases.cuts:
+                sums, loop_state, slopes = self._cut_parts(sums, loop_state, parts, size, totals)
+            for (data, weight), each in zip(parts, slopes, strict=True):
 
-                def add(state, micro_batch, weight=weight):
+                def add(state, batch, weight=weight, each=each):
+                    micro_batch, rows = batch
+                    cut_here = None if each is None else Slopes(rows, each.added)
                     sums, loop_state, _ = phases.add(
-                        state[0], state[1], micro_batch, totals, weight
+                        state[0], state[1], micro_batch, totals, weight, cut_here
                     )
                     return sums, loop_state
 
-                sums, loop_state = fold(add, (sums, loop_state), data, size)
+                batch = (data, None if each is None else each.rows)
+                sums, loop_state = fold(add, (sums, loop_state), batch, size)
             logs = phases.finish(sums, loop_state, rows)
         return logs, self._state(scope)
+
+    def _cut_parts(self, sums, loop_state, parts, size, totals):
+        """Run the parts forward, and the loss of all; return what `Phases.differentiate` does."""
+        phases, specs, ended, found = self._phases, self._phases.output_specs, loop_state, []
+        for data, weight in parts:
+            rows = [jnp.zeros((count(data), *shape), dtype) for shape, dtype in specs.rows]
+            added = [jnp.zeros((), dtype) for dtype in specs.added]
+
+            def forward(state, micro_batch, weight=weight):
+                start, ended, outputs = state
+                ended, part = phases.forward(ended, micro_batch, totals.samples, weight)
+                rows = [
+                    jax.lax.dynamic_update_slice_in_dim(whole, own, start, 0)
+                    for whole, own in zip(outputs.rows, part.rows, strict=True)
+                ]
+                added = [a + b for a, b in zip(outputs.added, part.added, strict=True)]
+                return start + count(micro_batch), ended, BatchOutputs(rows, added)
+
+            begun = (jnp.zeros((), "int32"), ended, BatchOutputs(rows, added))
+            _, ended, outputs = fold(forward, begun, data, size)
+            found.append(BatchPart(data, outputs, weight))
+        return phases.differentiate(sums, loop_state, ended, found, totals)
 
     def _add_masses(self, weight, masses, micro_batch):
         measured = self._phases.measure(micro_batch)
@@ -304,7 +339,7 @@ class JaxStep:
             ]
             arguments = sums, loop_state, loop_state, trainable, non_trainable, data, parts, totals
             temporaries = temporaries_of(self._differentiate.lower(*arguments))
-            found = self._differentiate.eval_shape(*arguments)[2]
+            (found,) = self._differentiate.eval_shape(*arguments)[2]
             extra += bytes_of(parts) + 2 * bytes_of(found.rows)  # whole, and cut into micro-batches
             slopes = Slopes(shapes(found.rows, size), found.added)
         lowered = self._add.lower(sums, loop_state, trainable, non_trainable, first, totals, slopes)

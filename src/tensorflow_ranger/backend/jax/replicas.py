@@ -78,6 +78,25 @@ def sum_over(tensors):
     return list(jax.lax.psum(tuple(tensors), current_axis()))
 
 
+def gather(tensors, copies=1):
+    """Return the rows of all replicas, in the order of the replicas.
+
+    Args:
+        tensors: List of tensors whose leading axes are the rows of this replica.
+        copies: How many replicas, one after the other, have the same rows.
+
+    Returns:
+        Tuple ``(tensors, start, total)``: this replica's first row among `total`.
+    """
+    axis = current_axis()
+    gathered = [
+        array[::copies].reshape(-1, *array.shape[2:])
+        for array in jax.lax.all_gather(tuple(tensors), axis)
+    ]
+    rows = tensors[0].shape[0]
+    return gathered, jax.lax.axis_index(axis) // copies * rows, gathered[0].shape[0]
+
+
 def skip_reduction(optimizer):
     """Return a context in which `optimizer` takes gradients as sums: on JAX it always does."""
     return contextlib.nullcontext()

@@ -155,6 +155,11 @@ def _with_static(dense_shape, static):
     return tf.stack([tf.cast(part, "int64") for part in parts])
 
 
+def rows_at(leaf, start, count):
+    """Return `count` rows of `leaf` from the scalar `start` on."""
+    return leaf[start : start + count]
+
+
 def gradients_of(function, tensors, number):
     """Return the gradients of each of `number` scalars that ``function(tensors)`` returns."""
     with tf.GradientTape(persistent=True) as tape:

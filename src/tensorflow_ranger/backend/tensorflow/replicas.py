@@ -66,6 +66,27 @@ def sum_over(tensors):
     return [tf.ensure_shape(each, t.shape) for each, t in zip(sums, tensors, strict=True)]
 
 
+def gather(tensors, copies=1):
+    """Return the rows of all replicas, in the order of the replicas.
+
+    Args:
+        tensors: List of tensors whose leading axes are the rows of this replica.
+        copies: How many replicas have the same rows: here 1.
+
+    Returns:
+        Tuple ``(tensors, start, total)``: this replica's first row among `total`.
+    """
+    context = tf.distribute.get_replica_context()
+    tensors = [tf.identity(each) for each in tensors]  # what is fed names no device
+    counts = context.all_gather(tf.shape(tensors[0])[:1], axis=0)
+    gathered = [
+        tf.ensure_shape(context.all_gather(tensor, axis=0), [None, *tensor.shape[1:]])
+        for tensor in tensors
+    ]
+    start = tf.reduce_sum(counts[: context.replica_id_in_sync_group])
+    return gathered, start, tf.reduce_sum(counts)
+
+
 def run_if(predicate, function, variables):
     """Call `function` on every replica where the scalar bool `predicate` holds, which all agree on.
 

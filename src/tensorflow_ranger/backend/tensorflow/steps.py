@@ -6,7 +6,14 @@ import keras
 import tensorflow as tf
 
 from tensorflow_ranger.backend.batches import count, cut, has_sparse, joined_outputs, split
-from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases, Slopes
+from tensorflow_ranger.backend.phases import (
+    Added,
+    BatchOutputs,
+    BatchPart,
+    BatchTotals,
+    Phases,
+    Slopes,
+)
 from tensorflow_ranger.backend.tensorflow.arrays import kept, squared_norm
 from tensorflow_ranger.backend.tensorflow.loops import fold
 from tensorflow_ranger.backend.tensorflow.replicas import in_lockstep
@@ -188,10 +195,8 @@ class Step:
             for micro_batch in micro_batches:
                 ended, part = self._forward(ended, micro_batch, samples)
                 parts.append(part)
-            whole = joined_outputs(parts)
-            sums, loop_state, found = self._differentiate(
-                sums, loop_state, ended, data, whole, totals
-            )
+            batch = [BatchPart(data, joined_outputs(parts), None)]
+            sums, loop_state, (found,) = self._differentiate(sums, loop_state, ended, batch, totals)
             slopes = [Slopes(rows, found.added) for rows in split(found.rows, size)]
         outputs = []
         for micro_batch, each in zip(micro_batches, slopes, strict=True):
@@ -239,12 +244,45 @@ class Step:
         samples, masses = phases.agreed(phases.count(data), masses)
         totals = BatchTotals(samples, masses, factor, scale)
 
-        def add(state, micro_batch):
-            sums, loop_state, _ = phases.add(state[0], state[1], micro_batch, totals)
+        slopes = None
+        if phases.cuts:
+            sums, loop_state, (slopes,) = self._cut_loss(sums, loop_state, data, size, totals)
+
+        def add(state, batch):
+            micro_batch, rows = batch
+            cut_here = None if slopes is None else Slopes(rows, slopes.added)
+            sums, loop_state, _ = phases.add(
+                state[0], state[1], micro_batch, totals, slopes=cut_here
+            )
             return sums, loop_state
 
-        sums, loop_state = fold(add, (sums, loop_state), data, size, self._xla)
+        batch = (data, None if slopes is None else slopes.rows)
+        sums, loop_state = fold(add, (sums, loop_state), batch, size, self._xla)
         return phases.finish(sums, loop_state, rows)
+
+    def _cut_loss(self, sums, loop_state, data, size, totals):
+        """Run the samples forward, and the loss of all; return what `Phases.differentiate` does."""
+        phases, specs = self._phases, self._phases.output_specs
+
+        def forward(state, micro_batch):
+            place, ended, rows, added = state
+            ended, part = phases.forward(ended, micro_batch, totals.samples)
+            rows = [whole.write(place, own) for whole, own in zip(rows, part.rows, strict=True)]
+            added = [a + b for a, b in zip(added, part.added, strict=True)]
+            return place + 1, ended, rows, added
+
+        rows = [
+            tf.TensorArray(
+                dtype, 0, dynamic_size=True, infer_shape=False, element_shape=[None, *shape]
+            )
+            for shape, dtype in specs.rows
+        ]
+        added = [tf.zeros((), dtype) for dtype in specs.added]
+        begun = (tf.constant(0), loop_state, rows, added)
+        _, ended, rows, added = fold(forward, begun, data, size, is_uniform=False)
+        outputs = BatchOutputs([whole.concat() for whole in rows], added)
+        batch = [BatchPart(data, outputs, None)]
+        return phases.differentiate(sums, loop_state, ended, batch, totals)
 
 
 def _local(leaf):

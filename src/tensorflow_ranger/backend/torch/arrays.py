@@ -107,6 +107,11 @@ def rows(leaf, start, size):
     return leaf[start : start + size]
 
 
+def rows_at(leaf, start, count):
+    """Return `count` rows of `leaf` from the scalar `start` on."""
+    return leaf[start : start + count]
+
+
 def gradients_of(function, tensors, number):
     """Return the gradients of each of `number` scalars that ``function(tensors)`` returns."""
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]

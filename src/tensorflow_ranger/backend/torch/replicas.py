@@ -69,6 +69,36 @@ def sum_over(tensors):
     return sums
 
 
+@torch.no_grad()
+def gather(tensors, copies=1):
+    """Return the rows of all replicas, in the order of the replicas.
+
+    Args:
+        tensors: List of tensors whose leading axes are the rows of this replica.
+        copies: How many replicas have the same rows: here 1.
+
+    Returns:
+        Tuple ``(tensors, start, total)``: this replica's first row among `total`.
+    """
+    rows = len(tensors[0])
+    counts = [torch.zeros((), dtype=torch.int64, device=tensors[0].device) for _ in range(count())]
+    dist.all_gather(counts, torch.as_tensor(rows, device=tensors[0].device))
+    counts = [int(each) for each in counts]
+    # One collective for all: the bytes of a row beside one another, and as many rows everywhere.
+    flat = [tensor.detach().reshape(rows, -1).contiguous().view(torch.uint8) for tensor in tensors]
+    widths = [each.shape[1] for each in flat]
+    own = torch.zeros(max(counts), sum(widths), dtype=torch.uint8, device=tensors[0].device)
+    own[:rows] = torch.cat(flat, 1)
+    everything = [torch.empty_like(own) for _ in counts]
+    dist.all_gather(everything, own)
+    everything = torch.cat([each[:n] for each, n in zip(everything, counts, strict=True)])
+    gathered = [
+        part.contiguous().view(tensor.dtype).reshape(-1, *tensor.shape[1:])
+        for part, tensor in zip(everything.split(widths, 1), tensors, strict=True)
+    ]
+    return gathered, sum(counts[: index()]), sum(counts)
+
+
 def _buckets(tensors):
     buckets = []
     open_buckets = {}

@@ -9,7 +9,7 @@ from torch._functorch import config as functorch
 
 from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.backend.batches import count, cut, joined_outputs
-from tensorflow_ranger.backend.phases import Added, BatchTotals, Phases, Slopes
+from tensorflow_ranger.backend.phases import Added, BatchPart, BatchTotals, Phases, Slopes
 from tensorflow_ranger.backend.torch.arrays import foreign_state, kept
 from tensorflow_ranger.backend.torch.loops import fold
 from tensorflow_ranger.backend.torch.replicas import count as replica_count
@@ -230,7 +230,7 @@ class _Batch:
 
     def run(self, size):
         """Add the micro-batches that are left."""
-        if self._phases.cuts and count(self.data) > size:
+        if self._phases.cuts and (replica_count() > 1 or count(self.data) > size):
             self._slopes = self._cut_loss(size)
         with self.sums.hooks():
             fold(self._add, self.state, self.data, size, self._start, self.sums.ends)
@@ -260,8 +260,9 @@ class _Batch:
 
         with kept(phases.model):  # generators: the second pass draws what this one draws
             ended = fold(forward, self.state, self.data, size)
-        _, self.state, slopes = phases.differentiate(
-            self.sums, self.state, ended, self.data, joined_outputs(parts), self._totals
+        batch = [BatchPart(self.data, joined_outputs(parts), None)]
+        _, self.state, (slopes,) = phases.differentiate(
+            self.sums, self.state, ended, batch, self._totals
         )
         return slopes
 
