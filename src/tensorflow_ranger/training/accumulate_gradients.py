@@ -1,16 +1,19 @@
 """Value and gradients of a large batch in the memory of a small one."""
 
 import numbers
-from typing import SupportsIndex
+import warnings
+from typing import Any, SupportsIndex
 
 import keras
 
-from tensorflow_ranger.backend import gradients
+from tensorflow_ranger.backend import arrays, gradients
 from tensorflow_ranger.checks import arguments
 from tensorflow_ranger.training.gradient_inputs import checked_batch, checked_variables
 
 
-def accumulate_gradients(loss_fn, variables, batch, size: SupportsIndex):
+def accumulate_gradients(
+    loss_fn, variables, batch, size: SupportsIndex, *, outputs_fn=None, has_aux: bool = False
+) -> tuple[Any, Any]:
     """Return the loss of a batch and its gradients, computed one micro-batch at a time.
 
     For training loops of one's own: in place of the value and the gradients of the whole batch,
@@ -23,6 +26,15 @@ def accumulate_gradients(loss_fn, variables, batch, size: SupportsIndex):
     samples that are left when `size` does not divide the batch are a micro-batch of their own.
     Layers that look at the whole batch (BatchNormalization) see a micro-batch instead.
 
+    A loss in which samples meet (contrastive, ranking) is no sum over micro-batches. With
+    `outputs_fn` it is computed once, on the outputs of the whole batch:
+
+        Z = outputs_fn(x_1) .. outputs_fn(x_K),      L = loss_fn(Z),
+        G = dL/dw + sum_k (d outputs_fn(x_k)/dw)^T (dL/dZ)_k.
+
+    Each micro-batch is run forward twice, with the same random numbers: those of Keras' layers, of
+    PyTorch's generators, and of keys that are in the batch. What layers assign is assigned once.
+
     On JAX this is a pure function with the conventions of `jax.value_and_grad`: call it under
     `jax.jit`, or it is compiled anew on each call. On TensorFlow it works eagerly and in a
     `tf.function`; with ``jit_compile=True`` the batch must have a known size. On PyTorch the
@@ -34,6 +46,9 @@ def accumulate_gradients(loss_fn, variables, batch, size: SupportsIndex):
             micro-batch. Where a mean divides by something else, it is a pair of scalars
             ``(summed_loss, mass)``, such as the sum of the tokens' losses and the number of
             tokens. The mass is not differentiated. A total mass of 0 makes value and gradients 0.
+            A metric is no mass: return it beside the loss with ``has_aux=True``. With `outputs_fn`
+            a function ``(variables, outputs) -> loss`` or ``outputs -> loss`` of the outputs of
+            the whole batch, which returns a scalar.
         variables: What to differentiate with respect to. On JAX a pytree of floating arrays; on
             TensorFlow a list of `tf.Variable` or `keras.Variable`; on PyTorch a list of tensors
             that are leaves of the graph, or of `keras.Variable`.
@@ -41,18 +56,26 @@ def accumulate_gradients(loss_fn, variables, batch, size: SupportsIndex):
             ``(B, ...)``. Leaves may be None. NumPy arrays become tensors. Other mappings, such as
             a `BatchEncoding` of Transformers, become dicts.
         size: Integer >= 1; samples of a micro-batch.
+        outputs_fn: Function ``(variables, micro_batch) -> outputs`` on JAX, ``micro_batch ->
+            outputs`` on TensorFlow and PyTorch, or None. Outputs are nested arrays whose leading
+            axes are the samples; those that are not floating, such as labels, are handed on.
+        has_aux: Whether `loss_fn` returns a pair ``(loss, aux)``, as for `jax.value_and_grad`. Aux
+            are nested scalars, such as metrics. Each is a mean over what the loss is a mean over,
+            and so is what is returned for the batch. With `outputs_fn` aux is returned as it is.
 
     Returns:
-        ``(value, gradients)``. The value is a float32 scalar, float64 if a variable is. The
-        gradients are a pytree like `variables`, each of its variable's shape and dtype; sums are
-        held in float32 for narrower dtypes. On TensorFlow and PyTorch the gradient of a variable
-        that the loss does not depend on is None; on JAX it is zero.
+        ``(value, gradients)``, with `has_aux` ``((value, aux), gradients)``. The value is a float32
+        scalar, float64 if a variable is. The gradients are a pytree like `variables`, each of its
+        variable's shape and dtype; sums are held in float32 for narrower dtypes. On TensorFlow and
+        PyTorch the gradient of a variable that the loss does not depend on is None; on JAX it is
+        zero.
 
     Raises:
         ValueError: `size` is no integer >= 1; `batch` holds no array, a leaf without a leading
             axis, no sample, or leading axes of several sizes; there is no variable; on TensorFlow
             and PyTorch, the loss depends on none of the variables.
-        TypeError: `loss_fn` returns neither a scalar tensor nor a pair of scalars; `variables` or
+        TypeError: `loss_fn` returns neither a scalar tensor nor a pair of scalars, or with
+            `has_aux` no pair of that and nested scalars; `variables` or
             `batch` hold tensors of another framework than that which Keras runs on; `variables`
             is a model, a module or ``named_parameters()``, and not its variables.
         tf.errors.InvalidArgumentError: In a `tf.function`, a leading axis unknown until it runs
@@ -98,12 +121,31 @@ def accumulate_gradients(loss_fn, variables, batch, size: SupportsIndex):
     variables, batch = checked_variables(variables), checked_batch(batch)
     _check_samples(gradients.leaves(batch))
 
-    def loss_and_mass(*arguments):
-        return _checked_loss(loss_fn(*arguments))
+    def result_and_aux(*arguments):
+        result = loss_fn(*arguments)
+        return _without_aux(result) if has_aux else (result, ())
 
-    value, found = gradients.accumulate(loss_and_mass, variables, batch, size)
+    if outputs_fn is not None:
+
+        def loss_and_aux(*arguments):
+            result, aux = result_and_aux(*arguments)
+            return _checked_scalar(result), aux
+
+        value, aux, found = gradients.accumulate_whole(
+            loss_and_aux, outputs_fn, variables, batch, size
+        )
+    else:
+
+        def loss_mass_and_aux(*arguments):
+            result, aux = result_and_aux(*arguments)
+            return *_checked_loss(result), _checked_aux(aux)
+
+        value, mass, aux, found = gradients.accumulate(
+            loss_mass_and_aux, variables, batch, size, has_aux
+        )
+        _warn_of_small_mass(mass, gradients.leaves(batch)[0].shape[0], size)
     _require_gradients(found)
-    return value, found
+    return ((value, aux) if has_aux else value), found
 
 
 def _check_samples(arrays):
@@ -143,6 +185,48 @@ def _checked_loss(result):
         "loss_fn must return a scalar tensor, the mean loss of the micro-batch, or a pair of "
         f"scalars (summed_loss, mass): got {_describe(result)}. Reduce the loss over all its axes."
     )
+
+
+def _checked_scalar(result):
+    if _is_scalar_tensor(result):
+        return result
+    raise TypeError(
+        "With outputs_fn, loss_fn must return a scalar tensor, the loss of the whole batch: got "
+        f"{_describe(result)}. Return what belongs beside it with has_aux=True."
+    )
+
+
+def _without_aux(result):
+    if isinstance(result, tuple | list) and len(result) == 2:
+        return result
+    raise TypeError(
+        f"With has_aux=True, loss_fn must return a pair (loss, aux): got {_describe(result)}. The "
+        "loss may be a pair (summed_loss, mass) itself."
+    )
+
+
+def _checked_aux(aux):
+    for leaf in keras.tree.flatten(aux):
+        if not _is_scalar(leaf):
+            raise TypeError(
+                f"The aux of loss_fn must be nested scalars: got {_describe(leaf)}. Take the mean "
+                "over the samples of the micro-batch."
+            )
+    return aux
+
+
+def _warn_of_small_mass(mass, samples, size):
+    known = arrays.static_value(mass)
+    if known is None or samples is None:
+        return
+    micro_batches = -(-samples // size)
+    if 0 < known <= micro_batches < samples:
+        warnings.warn(
+            f"loss_fn returned pairs whose second numbers add up to {float(known):.3g} over "
+            f"{samples} samples: they are taken for masses, what a summed loss is divided by. If "
+            "they are a metric, such as an accuracy, give has_aux=True.",
+            stacklevel=3,
+        )
 
 
 def _require_gradients(found):

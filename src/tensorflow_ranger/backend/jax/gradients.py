@@ -16,40 +16,111 @@ def map_leaves(function, batch):
     return jax.tree.map(function, batch)
 
 
-def accumulate(loss_fn, variables, batch, size):
+def accumulate(loss_fn, variables, batch, size, has_aux):
     """Return the batch's loss and its gradients, from micro-batches of `size` samples.
 
     Args:
-        loss_fn: Function ``(variables, micro_batch) -> (loss, mass)``. A mass of None means that
-            the loss is the mean over the samples.
+        loss_fn: Function ``(variables, micro_batch) -> (loss, mass, aux)``. A mass of None means
+            that the loss is the mean over the samples; aux are nested scalars that are such means.
         variables: Pytree of arrays.
         batch: Pytree of arrays with the samples along their leading axes.
         size: Integer >= 1.
+        has_aux: Whether aux holds anything.
 
     Returns:
-        ``(value, gradients)``: a scalar, and a pytree like `variables`.
+        ``(value, mass, aux, gradients)``: a scalar, what it was divided by, aux of the batch, and
+        a pytree like `variables`.
     """
-    value_and_gradients = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def loss_of(variables, micro_batch):
+        loss, mass, aux = loss_fn(variables, micro_batch)
+        return loss, (mass, aux)
 
     def add(sums, micro_batch):
-        (loss, mass), gradients = value_and_gradients(variables, micro_batch)
+        found, gradients = jax.value_and_grad(loss_of, has_aux=True)(variables, micro_batch)
+        loss, (mass, aux) = found
         samples = leaves(micro_batch)[0].shape[0]
-        scale, mass = (samples, 1) if mass is None else (1, mass)
+        scale, mass = (samples, samples) if mass is None else (1, mass)
+        parts = (scale * loss, mass, jax.tree.map(lambda value: mass * value, aux))
+        gradients = jax.tree.map(lambda gradient: scale * gradient, gradients)
         return jax.tree.map(
-            lambda total, part: total + scale * jnp.asarray(part, total.dtype),
-            sums,
-            (loss, mass, gradients),
+            lambda total, part: total + jnp.asarray(part, total.dtype), sums, (*parts, gradients)
         )
 
-    loss, mass, gradients = fold(add, _zeros(variables, batch), batch, size)
+    scalar, gradients = _zeros(variables, batch)
+    aux = ()
+    if has_aux:
+        first = map_leaves(lambda leaf: leaf[:size], batch)
+        aux = jax.eval_shape(loss_of, variables, first)[1][1]
+    zeros = (scalar, scalar, jax.tree.map(lambda _: scalar, aux), gradients)
+    loss, mass, aux, gradients = fold(add, zeros, batch, size)
     divisor = jnp.where(mass == 0, 1, mass)
 
     def mean(total):
         return jnp.where(mass == 0, 0, total / divisor)
 
-    return mean(loss), jax.tree.map(
+    gradients = jax.tree.map(
         lambda total, variable: mean(total).astype(jnp.result_type(variable)), gradients, variables
     )
+    return mean(loss), mass, jax.tree.map(mean, aux), gradients
+
+
+def accumulate_whole(loss_fn, outputs_fn, variables, batch, size):
+    """Return a loss of the whole batch and its gradients, from micro-batches of `size` samples.
+
+    Args:
+        loss_fn: Function ``(variables, outputs) -> (loss, aux)`` of the batch's outputs.
+        outputs_fn: Function ``(variables, micro_batch) -> outputs``: a pytree of arrays with the
+            samples along their leading axes.
+        variables: Pytree of arrays.
+        batch: Pytree of arrays with the samples along their leading axes.
+        size: Integer >= 1.
+
+    Returns:
+        ``(value, aux, gradients)``: a scalar, what `loss_fn` returned beside it, and a pytree like
+        `variables`.
+    """
+    samples = leaves(batch)[0].shape[0]
+    shapes = jax.eval_shape(outputs_fn, variables, map_leaves(lambda leaf: leaf[:size], batch))
+
+    def forward(state, micro_batch):
+        start, outputs = state
+        parts = outputs_fn(variables, micro_batch)
+        outputs = jax.tree.map(
+            lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0),
+            outputs,
+            parts,
+        )
+        return start + leaves(micro_batch)[0].shape[0], outputs
+
+    empty = jax.tree.map(lambda leaf: jnp.zeros((samples, *leaf.shape[1:]), leaf.dtype), shapes)
+    _, outputs = fold(forward, (jnp.zeros((), "int32"), empty), batch, size)
+    rows, structure = jax.tree.flatten(outputs)
+    floats = [i for i, row in enumerate(rows) if jnp.issubdtype(row.dtype, jnp.floating)]
+
+    def loss_of(variables, inputs):
+        given = dict(zip(floats, inputs, strict=True))
+        leaves = [given.get(i, row) for i, row in enumerate(rows)]
+        return loss_fn(variables, jax.tree.unflatten(structure, leaves))
+
+    (loss, aux), (own, slopes) = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(
+        variables, [rows[i] for i in floats]
+    )
+
+    def add(sums, part):
+        micro_batch, slopes = part
+
+        def inputs_of(variables):
+            found = jax.tree.leaves(outputs_fn(variables, micro_batch))
+            return [found[i] for i in floats]
+
+        (gradients,) = jax.vjp(inputs_of, variables)[1](slopes)
+        return jax.tree.map(lambda a, b: a + jnp.asarray(b, a.dtype), sums, gradients)
+
+    wide = jax.tree.map(lambda g: g.astype(_wide(g.dtype)), own)
+    sums = fold(add, wide, (batch, slopes), size)
+    gradients = jax.tree.map(lambda s, v: s.astype(jnp.result_type(v)), sums, variables)
+    return loss, aux, gradients
 
 
 def _zeros(variables, batch):
@@ -60,7 +131,7 @@ def _zeros(variables, batch):
     # `zeros_like` differs among those that its argument does.
     arrays = [*totals, *jax.tree.leaves(batch)]
     scalar = sum(jnp.zeros_like(array, dtype, shape=()) for array in arrays)
-    return scalar, scalar, gradients
+    return scalar, gradients
 
 
 def _wide(dtype):
