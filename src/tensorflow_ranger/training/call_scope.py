@@ -3,12 +3,15 @@
 import keras
 from keras import ops
 
+from tensorflow_ranger.backend import arrays
+
 
 class CallScope(keras.StatelessScope):
     """A stateless scope that remembers which variables were assigned.
 
     A trained weight that a layer assigns goes on from the assigned value, and the gradient with
-    respect to it is the weight's: that is what an assignment in place does.
+    respect to it is the weight's: that is what an assignment in place does. Nor is the value of any
+    other assignment differentiated, but on JAX, where Keras' own steps do so.
 
     Args:
         mapping: Iterable of pairs of variables and the values they begin with.
@@ -32,4 +35,6 @@ class CallScope(keras.StatelessScope):
         if id(variable) in self._weights:
             before = ops.cast(variable.value, value.dtype)
             value = ops.stop_gradient(value) + (before - ops.stop_gradient(before))
+        elif arrays.KEEPS_ALL_ASSIGNMENTS:
+            value = ops.stop_gradient(value)
         super().add_update((variable, value))
