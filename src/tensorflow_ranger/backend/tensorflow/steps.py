@@ -155,7 +155,9 @@ class Step:
             self._for_size(self._run_on_replicas, size, rows)(data)
             return self._phases.model.get_metrics_result(), None
         phases = self._phases
-        if self._loop == "host" or phases.gathers or phases.cuts or has_sparse(data):
+        # XLA knows no rows of which it does not know the number, such as outputs that are gathered.
+        cuts_in_xla = phases.cuts and self._xla
+        if self._loop == "host" or phases.gathers or cuts_in_xla or has_sparse(data):
             return self._run_on_host(data, size, rows), None
         return self._for_size(self._run_on_device, size, rows)(data), None
 
@@ -245,7 +247,9 @@ class Step:
         totals = BatchTotals(samples, masses, factor, scale)
 
         slopes = None
-        if phases.cuts:
+        samples = count(data)
+        is_one = self._strategy is None and samples is not None and samples <= size
+        if phases.cuts and not is_one:
             sums, loop_state, (slopes,) = self._cut_loss(sums, loop_state, data, size, totals)
 
         def add(state, batch):
