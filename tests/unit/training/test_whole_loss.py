@@ -228,6 +228,21 @@ def test_moving_statistics_move_once_a_batch():
     )
 
 
+def test_a_count_of_layers_counts_each_sample_once():
+    class Counts(layers.Layer):
+        def build(self, shape):
+            self.samples = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+        def call(self, x, training=False):
+            if training:
+                self.samples.assign(self.samples + ops.cast(ops.shape(x)[0], "float32"))
+            return x
+
+    model = ranger.microbatch(network(spread, Counts(name="counts")), 5)
+    fit(model, *data(36), 12)
+    assert float(ops.convert_to_numpy(model.get_layer("counts").samples)) == 36
+
+
 def test_tasks_are_cut_apart(float64):
     def make():
         keras.utils.set_random_seed(1)
