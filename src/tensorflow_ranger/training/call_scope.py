@@ -6,6 +6,14 @@ from keras import ops
 from tensorflow_ranger.backend import arrays
 
 
+def lasting(model, assigned):
+    """Return those of the `assigned` variables whose values Keras keeps after a step of `model`."""
+    if arrays.KEEPS_ALL_ASSIGNMENTS:
+        return list(assigned)
+    kept = {id(v) for v in model.non_trainable_variables}
+    return [v for v in assigned if id(v) in kept]
+
+
 class CallScope(keras.StatelessScope):
     """A stateless scope that remembers which variables were assigned.
 

@@ -11,7 +11,7 @@ from tensorflow_ranger.backend.batches import count, cut, first
 from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.backend.phases import LoopState
 from tensorflow_ranger.distribution.batch_state import own_seed
-from tensorflow_ranger.training.call_scope import CallScope
+from tensorflow_ranger.training.call_scope import CallScope, lasting
 from tensorflow_ranger.training.compiled_losses import CompiledLosses, copies
 from tensorflow_ranger.training.examination import Examination
 from tensorflow_ranger.training.layer_state import CARRIED, LayerState
@@ -94,11 +94,8 @@ class ForwardPasses:
         return assigned, y_pred
 
     def _find_loss_state(self, assigned):
-        if not arrays.KEEPS_ALL_ASSIGNMENTS:
-            kept = {id(v) for v in self.model.non_trainable_variables}
-            assigned = [v for v in assigned if id(v) in kept]
         metrics = {id(v) for v in self.metrics}
-        self.loss_state = [v for v in assigned if id(v) not in metrics]
+        self.loss_state = [v for v in lasting(self.model, assigned) if id(v) not in metrics]
 
     def examine(self, run, data, size):
         """Find out what `prepare` left open.

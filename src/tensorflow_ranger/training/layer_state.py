@@ -8,6 +8,7 @@ from keras import ops
 
 from tensorflow_ranger.backend import arrays, keras_internals, replicas
 from tensorflow_ranger.distribution.batch_state import StateBefore
+from tensorflow_ranger.training.call_scope import lasting
 
 MEAN = "mean"  #: The batch's value is the mean of the micro-batches', weighted by samples.
 SUM = "sum"  #: The batch's value gains what every micro-batch gains.
@@ -66,10 +67,7 @@ class LayerState:
         Raises:
             ValueError: State with a row for each sample has rows for another number of samples.
         """
-        if not arrays.KEEPS_ALL_ASSIGNMENTS:
-            kept = {id(v) for v in self._model.non_trainable_variables}
-            assigned = [v for v in assigned if id(v) in kept]
-        assigned = [*assigned, *self._foreign, *self._rows]
+        assigned = [*lasting(self._model, assigned), *self._foreign, *self._rows]
         found = {id(v): v for v in assigned if id(v) not in self._ignored}
         self.variables = list(found.values())
         known = self._known_kinds()

@@ -23,7 +23,6 @@ class TwoPasses(ForwardPasses):
         super().__init__(model, tasks, loss)
         self.accumulator = accumulator
         self._loss_has_gradient = []
-        self._added_owners = []
 
     def forward(self, state, data, samples, replica_weight=None):
         """Run a micro-batch forward, and commit nothing.
@@ -43,11 +42,9 @@ class TwoPasses(ForwardPasses):
         own = self.count(x) if replica_weight is None else self.count(x) * replica_weight
         with self._scope(None, state, rows_of(x)) as scope:
             y_pred = self.call(x)
-            added = self.compiled_losses.added_by_layers(own / samples)
             outputs = self.whole_loss.outputs_of(y_pred, own / samples)
             seeds = [scope.get_current_value(v) for v in self.seeds]
             layers = self.state.read(scope)
-        self._added_owners = [layer for layer, _ in added]
         layers = self.state.add(state.layers, layers, state.samples, own, replica_weight)
         return state._replace(seeds=seeds, layers=layers, samples=state.samples + own), outputs
 
@@ -77,7 +74,7 @@ class TwoPasses(ForwardPasses):
 
         def loss_of(weights, inputs):
             with self._scope(weights, ended) as scope:
-                y_pred = self.whole_loss.y_pred_of(batch.outputs, inputs, self._added_owners)
+                y_pred = self.whole_loss.y_pred_of(batch.outputs, inputs)
                 loss, logged, losses = self.compiled_losses.of_batch(
                     x, y, y_pred, copies(sample_weight), totals.samples, self._dtype
                 )

@@ -31,6 +31,7 @@ class WholeLoss:
         self._structure = None
         self._has_mask = []
         self._floats = []
+        self._owners = []
         self.specs = OutputSpecs([], [])
 
     def find(self, y_pred):
@@ -39,11 +40,12 @@ class WholeLoss:
         self._structure = keras.tree.map_structure(lambda _: 0, y_pred)
         self._has_mask = [keras_internals.get_mask(leaf) is not None for leaf in leaves]
         masks = [mask for mask in map(keras_internals.get_mask, leaves) if mask is not None]
-        added = [value for _, value in self._compiled_losses.added_by_layers(1)]
+        added = self._compiled_losses.added_by_layers(1)
+        self._owners = [layer for layer, _ in added]
         dtype = keras.backend.standardize_dtype
         self.specs = OutputSpecs(
             [(tuple(row.shape[1:]), dtype(row.dtype)) for row in (*leaves, *masks)],
-            [dtype(value.dtype) for value in added],
+            [dtype(value.dtype) for _, value in added],
         )
         self._floats = [
             place
@@ -71,18 +73,17 @@ class WholeLoss:
         """Return the tensors in `BatchOutputs` that the loss is differentiated by."""
         return [*(outputs.rows[place] for place in self._floats), *outputs.added]
 
-    def y_pred_of(self, outputs, inputs, owners):
+    def y_pred_of(self, outputs, inputs):
         """Return the batch's outputs as the loss takes them, and add what layers have added.
 
         Args:
             outputs: `BatchOutputs` of the batch.
             inputs: Tensors in place of those that `inputs_of` returns.
-            owners: The layers that `BatchOutputs.added` came from.
         """
         leaves = list(outputs.rows[: len(self._has_mask)])
         for place, value in zip(self._floats, inputs[: len(self._floats)], strict=True):
             leaves[place] = value
-        for layer, value in zip(owners, inputs[len(self._floats) :], strict=True):
+        for layer, value in zip(self._owners, inputs[len(self._floats) :], strict=True):
             layer.add_loss(value)
         rest = iter(outputs.rows[len(self._has_mask) :])
         masks = [next(rest) if has_mask else None for has_mask in self._has_mask]

@@ -80,6 +80,9 @@ class ReplicaStep(JaxStep):
     def _run_shards(self, state, data, size, rows):
         return self._step(state)(state, *self._mesh.shards(data), size, rows)
 
+    def _is_on_host(self, data):
+        return False
+
     def text(self, state, data, size):
         """Return the optimized HLO of the step, in which its collectives can be counted."""
         self._prepare(state, data, size)
