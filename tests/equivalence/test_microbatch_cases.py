@@ -95,8 +95,8 @@ def whole_batch(case):
     return model.get_weights(), history
 
 
-def in_micro_batches(case, size, compile_settings, loop):
-    model = install(case.model(**compile_settings), size, loop=loop)
+def in_micro_batches(case, size, compile_settings, loop, loss=None):
+    model = install(case.model(**compile_settings), size, loop=loop, loss=loss)
     history = model.fit(**case.arguments()).history
     return model.get_weights(), history
 
@@ -158,4 +158,16 @@ def test_a_random_training(seed, exact, record_property):
             actual = in_micro_batches(case, size, compile_settings, loop)
             assert_same(actual, expected, ignored(case))
     record_property("cases", len(case.sizes))
+    keras.backend.clear_session()
+
+
+@pytest.mark.parametrize("seed", thorough_but(range(6), range(DRAWS)))
+def test_a_random_training_whose_loss_is_computed_once(seed, exact, record_property):
+    case = comparable(draw(seed))
+    size = case.sizes[seed % len(case.sizes)]
+    compile_settings, loop = run_of(seed, 1)
+    with told(f"{size=}, {loop=}, compile({compile_settings}) of draw({seed}) = {case}"):
+        actual = in_micro_batches(case, size, compile_settings, loop, loss="whole")
+        assert_same(actual, whole_batch(case), ignored(case))
+    record_property("cases", 1)
     keras.backend.clear_session()

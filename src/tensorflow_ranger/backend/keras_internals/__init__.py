@@ -17,6 +17,7 @@ from tensorflow_ranger.backend.keras_internals.losses import compiled_loss as co
 from tensorflow_ranger.backend.keras_internals.losses import (
     computed_loss as computed_loss,
 )
+from tensorflow_ranger.backend.keras_internals.losses import forget_losses as forget_losses
 from tensorflow_ranger.backend.keras_internals.losses import loss_records as loss_records
 from tensorflow_ranger.backend.keras_internals.losses import own_losses as own_losses
 from tensorflow_ranger.backend.keras_internals.losses import track_loss as track_loss

@@ -48,6 +48,16 @@ def own_losses(layer):
     return layer._get_own_losses()
 
 
+def forget_losses(model):
+    """Forget the losses that the layers of `model` have added since it was called last.
+
+    ``Layer.add_loss`` keeps the ``id`` of each loss of a `keras.StatelessScope` until the model is
+    called again, which begins with ``Layer._clear_losses``. What is added between two calls may
+    have the ``id`` of a loss that is gone, and would count for the layer of that loss as well.
+    """
+    model._clear_losses()
+
+
 def added_loss_value(model, loss):
     """Return what a loss that a layer adds counts in the model's loss.
 

@@ -93,6 +93,20 @@ def test_own_losses_are_those_of_the_layer_that_added_them(stateless):
         check()
 
 
+def test_forget_losses_lets_a_number_added_again_count_once():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1), layers.Dense(1)])
+    first, second = model.layers
+    loss = ops.ones(())
+    with keras.StatelessScope([], collect_losses=True):
+        first.add_loss(loss)
+        assert len(model.losses) == 1
+    with keras.StatelessScope([], collect_losses=True):
+        keras_internals.forget_losses(model)
+        second.add_loss(loss)
+        assert keras_internals.own_losses(first) == []
+        assert len(model.losses) == 1
+
+
 def test_added_loss_value_is_the_sum_as_a_float():
     model = two_outputs()
     assert float(keras_internals.added_loss_value(model, ops.convert_to_tensor([1.0, 2.0]))) == 3.0
