@@ -2,7 +2,7 @@
 
     KERAS_BACKEND=torch python -m benchmarks.contrastive docs/contrastive.svg
 
-Every run sees the same pairs as often, in micro-batches of 64: the memory is the same. Adam's
+Every run sees the same pairs as often, in micro-batches of 16: the memory is the same. Adam's
 learning rate is the same, too, but for the square root of the batch. Held out are 1,000 digits,
 whose labels are told by the five nearest embeddings of the 4,000 training images.
 """
@@ -19,8 +19,8 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 
 TASK = "digits-contrastive"
-MICRO_BATCH = 64
-BATCHES = (64, 256, 1024)
+MICRO_BATCH = 16
+BATCHES = (16, 64, 256, 1024)
 RATE = 0.001  # at the smallest batch
 EPOCHS = 6
 WAYS = {"whole": "loss of the whole batch", "shares": "mean of the micro-batches' losses"}

@@ -102,7 +102,7 @@ class HandRow:
 
 
 def temporaries(loss, samples):
-    """Return the bytes that XLA allocates for a step on JAX, beside weights, samples and results."""
+    """Return the bytes that XLA allocates for a step on JAX beside arguments and results."""
     model = ranger.microbatch(network(loss), SIZE)
     x = np.zeros((samples, FEATURES), "float32")
     y = np.ones((samples, 2 * WIDTH), "float32")

@@ -123,6 +123,7 @@ CASES = {
     "batch_normalization": Case(lambda: sgd(0.02), normalized, size=2),
     "uneven": Case(sgd, classifier, last=21),
     "contrasting": Case(sgd, contrasting, last=21, has_loss=True),
+    "contrasting_even": Case(sgd, contrasting, last=22, has_loss=True),
     "ranger": Case(lambda: ranger.Ranger(0.02), classifier),
     "streaming": Case(windows, classifier, size=None),
     # One sample is of one replica: all leave its micro-batch out.

@@ -29,7 +29,7 @@ def names_of(module):
 def parameters(function):
     signature = inspect.signature(function)
     bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
-    return str(signature.replace(parameters=bare))
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
 
 
 def test_names_of_the_package():
@@ -146,3 +146,21 @@ def test_a_model_loads_when_the_package_was_imported_before_keras(tmp_path):
     model.save(tmp_path / "model.keras")
     code = "import tensorflow_ranger, keras; keras.saving.load_model('model.keras')"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def public_functions():
+    """Yield pairs of a name and a function of the package: its own, and those of its classes."""
+    for name in public(vars(tensorflow_ranger)):
+        thing = getattr(tensorflow_ranger, name)
+        if inspect.isfunction(thing):
+            yield name, thing
+        elif inspect.isclass(thing) and thing.__module__.startswith("tensorflow_ranger."):
+            for member, value in vars(thing).items():
+                function = getattr(value, "fget", getattr(value, "__func__", value))
+                if inspect.isfunction(function) and not member.startswith("_"):
+                    yield f"{name}.{member}", function
+
+
+@pytest.mark.parametrize(("name", "function"), list(public_functions()))
+def test_public_functions_say_what_they_return(name, function):
+    assert "return" in function.__annotations__, name

@@ -131,7 +131,7 @@ class NoiseEstimate:
     windows: int
 
     @classmethod
-    def of(cls, state):
+    def of(cls, state) -> "NoiseEstimate | None":
         """Return the estimate that the averages make, or None before the first window.
 
         The range is Fieller's, of the ratio of two correlated means.
@@ -147,7 +147,7 @@ class NoiseEstimate:
         scale = _ratio(max(fields["trace"], 0.0), fields["square"])
         return cls(scale, low, high, fields["samples"], windows)
 
-    def times(self, samples):
+    def times(self, samples: float) -> "NoiseEstimate":
         """Return the estimate in another unit, of which one of this has `samples`."""
         values = {
             name: getattr(self, name) * samples
@@ -155,15 +155,15 @@ class NoiseEstimate:
         }
         return dataclasses.replace(self, **values)
 
-    def in_windows_of(self, batches):
+    def in_windows_of(self, batches: float) -> "NoiseEstimate":
         """Return the estimate for an effective batch of so many of those that it was made of."""
         return dataclasses.replace(self, effective_batch=self.effective_batch * batches)
 
-    def updates_with(self, batch):
+    def updates_with(self, batch: float) -> float:
         """Return how many times the updates a batch of `batch` samples takes, to the same loss."""
         return _cost(self.scale, batch) / _cost(self.scale, self.effective_batch)
 
-    def samples_with(self, batch):
+    def samples_with(self, batch: float) -> float:
         """Return how many times the samples a batch of `batch` samples takes, to the same loss."""
         return self.updates_with(batch) * batch / self.effective_batch
 

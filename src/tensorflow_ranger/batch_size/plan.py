@@ -41,7 +41,7 @@ class MicrobatchPlan:
     measuring: bool = False
     loss: str | None = None
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [f"{'micro-batch':>12} {'memory':>12} {'per sample':>12}  chosen"]
         for candidate in self.candidates:
             memory = "-" if candidate.memory is None else format_bytes(candidate.memory)

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import SupportsFloat
 
 import keras
 import numpy as np
@@ -53,7 +54,12 @@ class ScaledSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return cls(schedule, config["factor"])
 
 
-def rescale_for_batch(optimizer, from_batch, to_batch, rule="sqrt") -> keras.optimizers.Optimizer:
+def rescale_for_batch(
+    optimizer: keras.optimizers.Optimizer,
+    from_batch: SupportsFloat,
+    to_batch: SupportsFloat,
+    rule: str = "sqrt",
+) -> keras.optimizers.Optimizer:
     """Return a new optimizer of the same class with settings for another effective batch.
 
     A learning rate and betas tuned for one batch are wrong for another, in either direction: they

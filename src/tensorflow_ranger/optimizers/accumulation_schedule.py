@@ -1,5 +1,7 @@
 """A schedule of the number of micro-batches in a window."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -53,7 +55,7 @@ class AccumulationSchedule(keras.callbacks.Callback):
             )
         self.steps = dict(sorted(steps.items()))
 
-    def __call__(self, updates):
+    def __call__(self, updates: Any) -> Any:
         """Return the micro-batches of the window that follows `updates` updates, a scalar tensor.
 
         Args:
@@ -66,7 +68,7 @@ class AccumulationSchedule(keras.callbacks.Callback):
             steps = ops.where(updates >= start, count, steps)
         return steps
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         """Give the schedule to the model's optimizer."""
         super().set_model(model)
         followers = (each for each in chain(model.optimizer) if hasattr(each, "follow"))
@@ -79,11 +81,11 @@ class AccumulationSchedule(keras.callbacks.Callback):
         if optimizer.follow(self):
             model.train_function = None  # a compiled one knows no schedule
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """Return the arguments."""
         return {"steps": {str(updates): count for updates, count in self.steps.items()}}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict) -> "AccumulationSchedule":
         """Return the schedule that `get_config` describes."""
         return cls(**config)

@@ -61,7 +61,7 @@ class FamilyOptimizer(keras_internals.JointUpdate):
             evaluate_slow_weights, self.lookahead
         )
 
-    def build(self, variables):
+    def build(self, variables) -> None:
         """Create the slots and the slow weights of `variables`."""
         if self.built:
             return
@@ -71,7 +71,7 @@ class FamilyOptimizer(keras_internals.JointUpdate):
         if self.lookahead is not None:
             self._slow = SlowWeights(self.lookahead, variables, self)
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(self, grads, trainable_variables=None) -> None:
         """Update the variables, and let the slow weights follow.
 
         Args:
@@ -88,7 +88,7 @@ class FamilyOptimizer(keras_internals.JointUpdate):
                 trainable_variables = keras_internals.trained_variables(self)
             self._slow.follow(self.iterations.value, list(trainable_variables))
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list) -> None:
         """End the training: with `evaluate_slow_weights` the weights become the slow weights.
 
         Args:
@@ -98,7 +98,7 @@ class FamilyOptimizer(keras_internals.JointUpdate):
         if self.built and self.evaluate_slow_weights and self._slow is not None:
             self._slow.load(keras_internals.trained_variables(self))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """Return the arguments that make an optimizer like this one, without its state."""
         return {
             **super().get_config(),

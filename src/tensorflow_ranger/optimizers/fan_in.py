@@ -57,7 +57,7 @@ _NEVER |= {"embed", "embedding", "embeddings", "codebook", "codebooks"}
 _NEVER |= {"pos", "position", "positions", "token", "tokens"}
 
 
-def tag_fan_in(model):
+def tag_fan_in(model: keras.Model) -> keras.Model:
     """Write on a model's variables which axes are their fan-in.
 
     An optimizer is given variables, and what the axes of a variable mean is known to its layer

@@ -95,6 +95,6 @@ class RAdam(FamilyOptimizer):
         )
         arrays.descend(variables, momentums, velocities, *scalars)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """Return the arguments that make an optimizer like this one, without its state."""
         return {**super().get_config(), "beta_2": self.beta_2}

@@ -249,7 +249,7 @@ class Ranger21(FamilyOptimizer):
         sharp = denominator * self.softplus
         return (sharp + ops.log1p(ops.exp(-sharp))) / self.softplus
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """Return the arguments that make an optimizer like this one, without its state."""
         return {
             **super().get_config(),

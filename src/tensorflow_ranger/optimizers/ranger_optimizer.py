@@ -3,7 +3,7 @@
 import functools
 import inspect
 import warnings
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import keras
 from keras import ops
@@ -124,7 +124,7 @@ class RangerOptimizer(SavedOptimizer):
         self._trained = TrainedVariables((), self._close_rest, self._warn_of_open_window)
 
     @property
-    def accumulation_steps(self):
+    def accumulation_steps(self) -> int:
         """Micro-batches of the window.
 
         Raises:
@@ -137,21 +137,21 @@ class RangerOptimizer(SavedOptimizer):
         self._steps.assign(value)
 
     @property
-    def noise_scale(self):
+    def noise_scale(self) -> NoiseEstimate | None:
         """The `NoiseEstimate` of the windows so far, in units of mass; None if there is none."""
         return None if self._gauge is None else NoiseEstimate.of(array_of(self._gauge.averages))
 
     @property
-    def pending_micro_batches(self):
+    def pending_micro_batches(self) -> int:
         """Micro-batches in the unfinished window."""
         return whole_number(self._window.micro_batches) if self.built else 0
 
     @property
-    def skipped_micro_batches(self):
+    def skipped_micro_batches(self) -> int:
         """Micro-batches left out because their gradient was not finite."""
         return whole_number(self._window.skipped_micro_batches) if self.built else 0
 
-    def measure_noise(self, memory=MEMORY):
+    def measure_noise(self, memory: int = MEMORY) -> bool:
         """Begin to measure the noise scale; return whether that is new, or `memory` is.
 
         It takes a pass over each gradient more. A step compiled before goes on as it did.
@@ -167,7 +167,7 @@ class RangerOptimizer(SavedOptimizer):
         self._gauge.memory = memory
         return memory != before
 
-    def follow(self, schedule):
+    def follow(self, schedule: AccumulationSchedule) -> bool:
         """Take the length of windows from an `AccumulationSchedule`; return whether that is new.
 
         A step compiled before does not follow it.
@@ -177,7 +177,7 @@ class RangerOptimizer(SavedOptimizer):
         """
         return self._steps.follow(schedule, self.iterations.value)
 
-    def build(self, variables):
+    def build(self, variables) -> None:
         """Create the window's and the inner optimizer's variables for `variables`."""
         if self.built:
             return
@@ -189,7 +189,7 @@ class RangerOptimizer(SavedOptimizer):
             self._slow = SlowWeights(self.lookahead, list(variables), self)
         super().build(variables)
 
-    def apply(self, grads, trainable_variables=None, mass=None):
+    def apply(self, grads, trainable_variables=None, mass: Any = None) -> None:
         """Add one micro-batch's gradients to the window; update if that fills it.
 
         Args:
@@ -228,7 +228,7 @@ class RangerOptimizer(SavedOptimizer):
                 self._updated_variables,
             )
 
-    def apply_gradients(self, grads_and_vars, mass=None):
+    def apply_gradients(self, grads_and_vars, mass: Any = None) -> keras.Variable:
         """Call `apply` with ``(gradient, variable)`` pairs; return `iterations`.
 
         Args:
@@ -242,7 +242,7 @@ class RangerOptimizer(SavedOptimizer):
         self.apply(grads, trainable_variables, mass=mass)
         return self.iterations
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list) -> None:
         """Apply what is left of the window, then finalize the inner optimizer.
 
         `fit` calls this when it ends, of the optimizer that the model is compiled with; a loop of

@@ -1,6 +1,7 @@
 """Adaptive gradient clipping: a gradient's norm in units of the weight's."""
 
 import dataclasses
+from typing import Any
 
 from keras import ops
 
@@ -50,7 +51,7 @@ class AdaptiveGradientClipping:
                     "AdaptiveGradientClipping out."
                 )
 
-    def clipped(self, gradient, weight, axes):
+    def clipped(self, gradient: Any, weight: Any, axes: tuple[int, ...]) -> Any:
         """Return the gradient, clipped.
 
         Args:

@@ -15,13 +15,13 @@ from tensorflow_ranger.training.train_function import TrainFunction
 
 
 def microbatch(
-    model,
+    model: keras.Model,
     size: int | str | None,
     *,
     memory_limit: float | str | None = None,
     accumulator_dtype: str | None = None,
     loss: str | None = None,
-):
+) -> keras.Model:
     """Train `model` on whole batches, a micro-batch of `size` samples at a time.
 
     The batch is a choice about learning, the micro-batch a fact about the machine. After this call

@@ -1,12 +1,18 @@
 """multitask: one gradient per task, made into one update."""
 
+from collections.abc import Callable, Mapping
+
+import keras
+
 from tensorflow_ranger.multitask.tasks import Tasks
 from tensorflow_ranger.training.microbatch import check_trainable, install_whole, microbatch
 from tensorflow_ranger.training.model_state import set_tasks
 from tensorflow_ranger.training.train_function import TrainFunction
 
 
-def multitask(model, combine, *, tasks=None):
+def multitask(
+    model: keras.Model, combine: str | Callable | None, *, tasks: Mapping | None = None
+) -> keras.Model:
     """Train `model` with the gradients of its tasks combined, in place of their sum.
 
     Tasks that share weights may pull them apart. With the tasks' gradients g_1, ..., g_T over the

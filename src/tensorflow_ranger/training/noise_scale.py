@@ -73,7 +73,7 @@ class NoiseScale(keras.callbacks.Callback):
         self._epoch_updates = None
 
     @property
-    def advice(self):
+    def advice(self) -> str:
         """What the estimate means for the batch, in a sentence or two."""
         if self.estimate is None:
             remedy = "microbatch a smaller size, or fit a larger batch_size"
@@ -92,7 +92,7 @@ class NoiseScale(keras.callbacks.Callback):
         return words
 
     @property
-    def averages(self):
+    def averages(self) -> list[float] | None:
         """The numbers that the estimate is made of."""
         if self._statistics is None:
             return self._first_averages
@@ -105,7 +105,7 @@ class NoiseScale(keras.callbacks.Callback):
         elif values is not None:
             self._statistics.values.assign(values)
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         """Make the model's steps measure."""
         super().set_model(model)
         batcher = TrainFunction.of(model)
@@ -125,11 +125,11 @@ class NoiseScale(keras.callbacks.Callback):
         if optimizer.measure_noise(self._memory):
             model.train_function = None
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Count the epoch's updates."""
         self._updates_before = self._updates()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Add the scale to the logs."""
         self._epoch_updates = self._updates() - self._updates_before
         self._read()
@@ -141,7 +141,7 @@ class NoiseScale(keras.callbacks.Callback):
         logs["noise_scale_high"] = estimate.high if estimate else math.nan
         logs["advised_batch"] = _rounded(estimate.scale) if estimate else math.nan
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None) -> None:
         """Print the advice."""
         if self.estimate is None:
             self._read()  # `fit` has closed a window that no epoch filled

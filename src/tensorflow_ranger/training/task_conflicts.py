@@ -32,7 +32,7 @@ class TaskConflicts(keras.callbacks.Callback):
         >>> history.history["conflict_domain_score"]
     """
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         """Make the model's steps observe the gradients."""
         super().set_model(model)
         self._tasks = tasks_of(model)
@@ -48,12 +48,12 @@ class TaskConflicts(keras.callbacks.Callback):
         if compile_loss is not None and compile_loss.built:
             resolved_tasks(model)  # on JAX before fit takes the state; on TensorFlow its steps do
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Begin to count anew."""
         if self._tasks.statistics is not None:
             self._tasks.statistics.clear()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Add the angles to the logs."""
         model = self.model  # on JAX this brings the variables up to date
         assert model is not None

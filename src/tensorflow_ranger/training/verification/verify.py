@@ -4,6 +4,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -58,12 +59,12 @@ class Verification:
     notes: tuple[str, ...] = ()
 
     @property
-    def exact(self):
+    def exact(self) -> bool:
         """Whether no difference, of gradients or of state, is larger than rounding explains."""
         both = (*self.differences.values(), *self.state.values())
         return all(difference <= self.tolerance for difference in both)
 
-    def __str__(self):
+    def __str__(self) -> str:
         # A NaN is the largest.
         both = {**self.differences, **self.state}
         ordered = sorted(both.items(), key=lambda item: -np.nan_to_num(item[1], nan=9))
@@ -79,7 +80,7 @@ class Verification:
         return "\n".join([*lines, *(f"- {text}" for text in (*self.reasons, *self.notes))])
 
 
-def verify(model, batch, size: int):
+def verify(model: keras.Model, batch: Any, size: int) -> Verification:
     """Compare a batch's gradient with the sum of its micro-batches', and say why they differ.
 
     `microbatch` is exact but for what looks across the samples of a batch or draws at random. This
