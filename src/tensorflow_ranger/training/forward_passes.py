@@ -80,7 +80,7 @@ class ForwardPasses:
 
     def _first_call(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with self._scope(rows=rows_of(x)) as scope:
+        with self._scope(rows=rows_of(x), also=self.metrics) as scope:
             y_pred = self.call(x)
             self.whole_loss.find(y_pred)
             by_layers = {id(v) for v in scope.assigned}
@@ -207,7 +207,7 @@ class ForwardPasses:
         return self.model(x)
 
     @contextlib.contextmanager
-    def _scope(self, weights=None, begun=None, rows=None, carried=(CARRIED,)):
+    def _scope(self, weights=None, begun=None, rows=None, carried=(CARRIED,), also=()):
         """Give the scope of a forward pass that begins where `begun` says.
 
         Args:
@@ -215,9 +215,11 @@ class ForwardPasses:
             begun: `LoopState` after the micro-batches before, or None when the batch begins.
             rows: Samples of the micro-batch.
             carried: Kinds of layers' state that go on from the micro-batch before.
+            also: Variables that are read beside the model's own.
         """
         layers, start = (None, 0) if begun is None else (begun.layers, begun.samples)
-        pairs = steps.current_values([*self.weights, *self.model.non_trainable_variables])
+        own = [*self.weights, *self.model.non_trainable_variables]
+        pairs = steps.current_values([*own, *also])
         # Keras looks for a regularized weight nowhere but in the scope.
         pairs += ((w, w.value) for w in self.weights if w.regularizer is not None)
         if weights is not None:

@@ -158,6 +158,34 @@ def test_state_that_the_loss_assigns(float64):
     assert_trains_as_plain(make, *data(32), sizes=(5,), tolerance=TOLERANCE)
 
 
+class Counting(keras.Model):
+    """A network whose loss updates a metric of its own, as Keras' guides show."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(2)
+        self.quadrupled = keras.metrics.Mean(name="quadrupled")
+
+    def call(self, x):
+        return self.dense(x)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        self.quadrupled.update_state(4 * loss)
+        return loss
+
+
+def test_a_metric_that_the_loss_updates_after_evaluate(float64):
+    keras.utils.set_random_seed(0)
+    model = Counting()
+    model.compile("sgd", "mse")
+    ranger.microbatch(model, 2)
+    x, y = np.ones((12, 4)), np.full((12, 2), 2.0)
+    model.evaluate(x, y, verbose=0)
+    history = model.fit(x, y, batch_size=6, verbose=0).history
+    np.testing.assert_allclose(history["quadrupled"], 4 * np.array(history["loss"]), rtol=1e-6)
+
+
 def reference_step(model, x, y, size):
     """Train on one batch with one graph over all micro-batches, which draw one after the other."""
     parts = [x[start : start + size] for start in range(0, len(x), size)]
