@@ -12,7 +12,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 		&& echo $$python && break; done)
 NO_PYTHON = echo "Python 3.11 or newer is needed: found none as python3, python3.13, python3.12 or" \
 	"python3.11. Install it, or name it: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; false
-BACKENDS ?= tensorflow jax torch
+BACKENDS ?= torch tensorflow jax
 TESTS ?=
 BENCHES ?= benchmarks benchmarks.fused benchmarks.updates benchmarks.whole_loss
 ARGS ?=

@@ -46,10 +46,14 @@ def seed():
     keras.utils.set_random_seed(0)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(config, items):
     """Leave out what does not depend on the backend where another backend has run it."""
     if "LEAVE_OUT_ONCE" not in os.environ:
         return
+    for item in items:
+        if item.get_closest_marker("first"):
+            item.add_marker(pytest.mark.thorough)
     done = [item for item in items if item.get_closest_marker("once")]
     config.hook.pytest_deselected(items=done)
     items[:] = [item for item in items if not item.get_closest_marker("once")]

@@ -2,6 +2,10 @@
 
 import pytest
 
+#: For a test that hardly depends on the backend: the first one runs it in every suite, the others
+#: in the thorough run.
+first = pytest.mark.first
+
 
 def thorough_but(quick, values):
     """Return `values` as parameters, of which all but those in `quick` are marked as thorough."""
@@ -9,3 +13,8 @@ def thorough_but(quick, values):
         pytest.param(value, marks=[] if value in quick else [pytest.mark.thorough])
         for value in values
     ]
+
+
+def first_but(everywhere, values):
+    """Return `values` as parameters, of which all but those in `everywhere` are marked `first`."""
+    return [pytest.param(value, marks=[] if value in everywhere else [first]) for value in values]

@@ -6,6 +6,9 @@ import pytest
 from tensorflow_ranger_cli.commands import train
 from tensorflow_ranger_cli.runs.update_history import UpdateHistory
 from tests.application import runs
+from tests.marks import first
+
+pytestmark = first
 
 
 @pytest.fixture

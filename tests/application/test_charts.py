@@ -7,6 +7,9 @@ import pytest
 
 from tensorflow_ranger_cli.report import charts, recorded_run
 from tests.application import pages
+from tests.marks import first
+
+pytestmark = first
 
 CHARTS = (charts.curves, charts.batch_and_noise, charts.time_and_memory)
 

@@ -15,6 +15,9 @@ from tensorflow_ranger_cli.errors import CommandError
 from tensorflow_ranger_cli.main import main
 from tensorflow_ranger_cli.tasks import digits
 from tests.application import runs
+from tests.marks import first
+
+pytestmark = first
 
 
 def commands():

@@ -9,6 +9,7 @@ import numpy as np
 from tensorflow_ranger_cli import frameworks, keras_backend
 from tensorflow_ranger_cli.main import main
 from tests.application import runs
+from tests.marks import first
 
 
 def lines(output):
@@ -29,6 +30,7 @@ def test_info_says_what_is_there(capsys):
     assert {"tensorflow", "jax", "torch"} <= set(told)
 
 
+@first
 def test_info_prints_versions_before_it_says_that_the_backend_is_missing():
     result = runs.process("info", before="sys.modules['jax'] = None", KERAS_BACKEND="jax")
     assert result.returncode == 1

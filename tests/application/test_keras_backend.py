@@ -9,6 +9,9 @@ from tensorflow_ranger.backend import arrays
 from tensorflow_ranger_cli import keras_backend, silence
 from tensorflow_ranger_cli.errors import UsageError
 from tests.application import runs
+from tests.marks import first
+
+pytestmark = first
 
 
 def test_installed_backends_have_the_versions_they_say_themselves():

@@ -11,6 +11,10 @@ from tensorflow_ranger_cli.runs import launch
 from tensorflow_ranger_cli.runs.launch import Launch, detect
 from tensorflow_ranger_cli.runs.shuffled_batches import OwnRows, ShuffledBatches
 from tests.application import runs
+from tests.marks import first
+
+# On JAX one test is about its own rule.
+pytestmark = [] if keras.config.backend() == "jax" else first
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",

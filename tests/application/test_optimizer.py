@@ -9,6 +9,7 @@ from tensorflow_ranger import Lookahead, RAdam, Ranger, Ranger21, RangerOptimize
 from tensorflow_ranger_cli.runs.optimizer import build_optimizer
 from tensorflow_ranger_cli.runs.settings import Settings
 from tests.application import runs
+from tests.marks import first
 
 CLASSES = {
     "sgd": keras.optimizers.SGD,
@@ -46,6 +47,8 @@ def ranger21(tmp_path_factory):
     return directory
 
 
+@first
+@first
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_optimizer_trains(name, tmp_path, capsys):
     assert runs.train(tmp_path, "--optimizer", name, "--epochs", "1") == 0
@@ -77,6 +80,8 @@ def test_lookahead_and_centralization_are_the_windows(tmp_path, capsys):
     assert (recorded["lookahead"], recorded["centralize"]) == (True, True)
 
 
+@first
+@first
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize(
     "added", [(), ("lookahead",), ("centralize",), ("lookahead", "centralize")], ids=" ".join
@@ -114,6 +119,7 @@ def test_names_are_read_as_keras_reads_its_own():
     assert type(build_optimizer(asked, 1).inner_optimizer) is RAdam
 
 
+@first
 @pytest.mark.parametrize(("name", "added"), [("sgd", BOTH), ("ranger", ())])
 def test_micro_batches_train_as_windows_do(name, added, tmp_path):
     # With equal micro-batches a window of them and a batch of as many samples are the same.
@@ -132,6 +138,8 @@ def test_micro_batches_train_as_windows_do(name, added, tmp_path):
         assert abs(value - wanted).max() < 1e-4
 
 
+@first
+@first
 @pytest.mark.parametrize(
     ("given", "updates"),
     [
@@ -152,6 +160,7 @@ def test_ranger21_is_told_its_updates(ranger21):
     assert int(window.iterations) == 6  # and those are the ones it makes
 
 
+@first
 def test_with_microbatch_ranger21_is_told_its_batches(tmp_path):
     options = ("--optimizer", "ranger21", "--epochs", "2", *runs.MICROBATCH)
     assert runs.train(tmp_path, *options) == 0
@@ -174,6 +183,7 @@ def test_a_stopped_run_resumes_exactly_with_what_was_added(tmp_path, capsys):
     assert runs.train(tmp_path / "stopped", "--resume", *BOTH) == 0  # given again, they agree
 
 
+@first
 def test_a_stopped_run_of_ranger21_resumes_exactly(ranger21, tmp_path, monkeypatch):
     # It is stopped as a user stops it: a run of one epoch would have a schedule of its own.
     fit = keras.Model.fit
@@ -190,6 +200,7 @@ def test_a_stopped_run_of_ranger21_resumes_exactly(ranger21, tmp_path, monkeypat
     runs.assert_same_run(tmp_path, ranger21)
 
 
+@first
 @pytest.mark.parametrize("epochs", ["2", "4"])
 def test_ranger21_keeps_the_epochs_its_learning_rate_was_planned_for(epochs, ranger21, capsys):
     before = runs.contents(ranger21)
@@ -198,6 +209,8 @@ def test_ranger21_keeps_the_epochs_its_learning_rate_was_planned_for(epochs, ran
     assert runs.contents(ranger21) == before
 
 
+@first
+@first
 @pytest.mark.parametrize("option", BOTH)
 def test_what_is_built_in_is_said_on_resuming_too(option, ranger21, capsys):
     before = runs.contents(ranger21)

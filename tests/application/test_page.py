@@ -8,6 +8,7 @@ from tensorflow_ranger_cli.main import main
 from tensorflow_ranger_cli.runs.checkpoint import MEASUREMENTS, STATE
 from tests.application import pages
 from tests.application.pages import CHROMIUM, facts, rewrite
+from tests.marks import thorough_but
 
 pytestmark = pytest.mark.once
 
@@ -84,7 +85,9 @@ def test_a_browser_draws_the_charts(compared, tmp_path):
 
 
 @needs_chromium
-@pytest.mark.parametrize("change", [pages.as_before, pages.begun, pages.diverged])
+@pytest.mark.parametrize(
+    "change", thorough_but([pages.diverged], [pages.as_before, pages.begun, pages.diverged])
+)
 def test_a_browser_draws_panels_without_a_curve(change, stopped, tmp_path):
     rewrite(stopped, change)
     assert main(["report", str(stopped)]) == 0
@@ -103,7 +106,7 @@ def test_a_browser_runs_nothing_that_users_wrote(stopped, tmp_path):
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", [1280, 500])
+@pytest.mark.parametrize("width", thorough_but([1280], [1280, 500]))
 def test_the_notes_of_a_run_without_options_lie_in_their_panels(width, finished, tmp_path):
     page = tmp_path / "page.html"
     assert main(["report", str(finished), "--output", str(page)]) == 0
@@ -119,7 +122,10 @@ def test_the_notes_of_a_run_without_options_lie_in_their_panels(width, finished,
 
 @needs_chromium
 @pytest.mark.parametrize(
-    "script", ["nothing()", "console.error('no')", "fetch('https://example.org/')"]
+    "script",
+    thorough_but(
+        ["nothing()"], ["nothing()", "console.error('no')", "fetch('https://example.org/')"]
+    ),
 )
 def test_an_error_in_the_page_would_be_seen(script, compared, tmp_path):
     text = compared.read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ import keras
 import pytest
 
 from tests.application import runs
+from tests.marks import first
 
 REGISTERED = "cli_plan"
 
@@ -49,6 +50,8 @@ def test_the_table_has_a_row_chosen_and_the_file_stays(path, capsys):
     assert runs.contents(path.parent) == before
 
 
+@first
+@first
 def test_a_model_saved_without_compile_is_compiled(path, capsys):
     save(path)
     assert plan(path) == 0
@@ -70,6 +73,8 @@ def test_a_memory_limit_that_nothing_fits_is_named(path, capsys):
     runs.assert_one_error(capsys, "memory_limit", "1.0 MB", runs.NOTHING_FITS)
 
 
+@first
+@first
 def test_a_file_that_is_no_model_is_named(path, capsys):
     path.write_text("no model")
     assert plan(path) == 1
@@ -85,12 +90,14 @@ def test_a_model_of_unknown_layers_is_named(path, capsys):
     runs.assert_one_error(capsys, f"{path} cannot be loaded", "Unknown")
 
 
+@first
 def test_a_length_that_is_missing_is_named(path, capsys):
     keras.Sequential([keras.Input((None, 3)), keras.layers.Dense(2)]).save(path)
     assert plan(path) == 2
     runs.assert_one_error(capsys, "(None, None, 3)", "--length")
 
 
+@first
 @keras.saving.register_keras_serializable(REGISTERED)
 def picky(y_true, y_pred):
     raise ValueError("targets must be boxes")
@@ -102,6 +109,7 @@ def test_a_loss_that_takes_other_targets_is_named(path, capsys):
     runs.assert_one_error(capsys, "does not train on random data", "targets must be boxes")
 
 
+@first
 def test_ctrl_c_ends_it_without_a_word(path, capsys, monkeypatch):
     def interrupt(self, *arguments, **keywords):
         raise KeyboardInterrupt

@@ -9,6 +9,9 @@ from tensorflow_ranger_cli.errors import UsageError
 from tensorflow_ranger_cli.tasks import registry
 from tensorflow_ranger_cli.tasks.data import arguments, images
 from tests.application import runs, slices
+from tests.marks import first
+
+pytestmark = first
 
 
 def save(path, digit, side=28, invert=False, mode="L", shift=(0, 0)):

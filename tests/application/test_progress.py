@@ -8,6 +8,9 @@ import pytest
 
 from tensorflow_ranger_cli.runs.progress import shows_bars
 from tests.application import runs
+from tests.marks import first
+
+pytestmark = first
 
 FEW = "from tests.application import runs\nruns.use_few_digits()"
 
@@ -25,17 +28,15 @@ def test_redirected_output_has_one_line_for_each_epoch(tmp_path):
     assert not re.search("[\b\r\033]", done.stdout + done.stderr)
 
 
-def test_quiet_prints_nothing(tmp_path):
-    options = ("train", "--quiet", "--epochs", 1, "--output", tmp_path)
-    done = runs.process(*options, before=FEW)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+def test_quiet_prints_nothing(tmp_path, capfd):
+    assert runs.train(tmp_path, "--quiet", "--epochs", "1") == 0
+    assert capfd.readouterr() == ("", "")
     assert (tmp_path / "model.keras").exists()
 
 
-def test_quiet_keeps_errors():
-    done = runs.process("train", "--quiet", "--output", "/proc/run")
-    assert done.returncode == 1
-    assert done.stderr.startswith("Error: /proc/run cannot be written")
+def test_quiet_keeps_errors(capfd):
+    assert runs.run("train", "--quiet", "--output", "/proc/run") == 1
+    assert capfd.readouterr().err.startswith("Error: /proc/run cannot be written")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,10 @@ from tensorflow_ranger_cli.runs.run_directory import NOISE
 from tensorflow_ranger_cli.runs.settings import Settings
 from tests.application import runs
 from tests.application.pages import history
+from tests.marks import first
 
 
+@first
 def test_the_numbers_are_those_of_the_run(finished):
     run = recorded_run.read(finished)
     np.testing.assert_array_equal(run.updates, [1, 2, 3, 4, 5, 6])
@@ -62,6 +64,7 @@ def test_the_noise_scale_is_recorded_and_goes_on_after_a_stop(options, tmp_path,
     assert recorded_run.read(resumed).measured["noise_advice"] == advice
 
 
+@first
 @pytest.mark.parametrize(
     "options",
     [
@@ -97,6 +100,7 @@ def parsed(*arguments):
     return settings
 
 
+@first
 def test_long_curves_are_thinned():
     values = np.arange(10_001.0)
     assert recorded_run.thinned(values[:2000]) == list(range(2000))

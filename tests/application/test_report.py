@@ -11,6 +11,9 @@ from tensorflow_ranger_cli.report import recorded_run
 from tensorflow_ranger_cli.runs.checkpoint import MEASUREMENTS, RESULT, STATE
 from tests.application import pages, runs
 from tests.application.pages import facts, history, rewrite
+from tests.marks import first
+
+pytestmark = first
 
 
 def test_a_run_gets_its_page_where_it_lies(stopped, capsys):

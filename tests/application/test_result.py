@@ -10,6 +10,9 @@ from tensorflow_ranger_cli.runs.update_history import UpdateHistory
 from tensorflow_ranger_cli.tasks import registry
 from tests.application import runs
 from tests.application.pages import facts, history
+from tests.marks import first
+
+pytestmark = first
 
 WHY = (
     "The saved model has one more update than the last epoch's figures, which were taken at "

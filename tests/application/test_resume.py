@@ -13,6 +13,7 @@ from tensorflow_ranger_cli.main import main
 from tensorflow_ranger_cli.runs.run_directory import RunDirectory
 from tensorflow_ranger_cli.runs.update_history import UpdateHistory
 from tests.application import runs
+from tests.marks import first
 
 # In the second epoch, in the middle of a window.
 LAST_MICRO_BATCH = runs.MICRO_BATCHES + 2
@@ -32,6 +33,7 @@ runs.use_few_digits()
 """
 
 
+@first
 def test_a_killed_run_resumes_as_if_it_had_not_been(finished, tmp_path, capsys):
     # Two processes that give the same bits show that a seed makes the same run, too.
     killed = runs.process("train", "--epochs", 3, "--output", tmp_path, before=KILL)
@@ -62,6 +64,8 @@ def test_more_epochs_train_on_from_before_the_window_was_closed(finished, tmp_pa
     assert settled(tmp_path) == settled(finished)
 
 
+@first
+@first
 def test_a_finished_run_resumes_to_itself_as_a_user_would_do_it(finished, stopped):
     (stopped / "model.keras").unlink()  # as if killed after the last epoch
     other = "torch" if keras.config.backend() == "jax" else "jax"
@@ -88,6 +92,8 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     assert line.endswith(f"tensorflow-ranger train --resume --output {tmp_path / 'run'}")
 
 
+@first
+@first
 @pytest.mark.parametrize(
     ("option", "value", "held"),
     [
@@ -121,6 +127,7 @@ def test_fewer_epochs_than_trained_are_refused(stopped, capsys):
     assert runs.contents(stopped) == before
 
 
+@first
 @pytest.mark.parametrize("directory", ["absent", "."])
 def test_nothing_to_resume_is_said(directory, tmp_path, capsys):
     assert runs.train(tmp_path / directory, "--resume") == 2
@@ -137,6 +144,8 @@ def flip_a_bit(content):
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
+@first
+@first
 @pytest.mark.parametrize("damage", [cut, flip_a_bit, lambda content: b"", lambda content: b"text"])
 def test_a_damaged_checkpoint_is_named(damage, stopped, capsys, monkeypatch):
     monkeypatch.setattr(keras.saving, "load_model", lambda path: pytest.fail("Keras read it"))
@@ -156,6 +165,8 @@ def test_a_model_of_other_making_is_no_checkpoint(stopped, capsys):
     runs.assert_one_error(capsys, "no checkpoint that can be resumed", "tensorflow_ranger.json")
 
 
+@first
+@first
 def test_a_checkpoint_that_keras_cannot_load_is_named(stopped, capsys):
     checkpoint = stopped / "checkpoint.keras"
     with zipfile.ZipFile(checkpoint) as archive:
@@ -180,6 +191,8 @@ def test_a_run_killed_between_its_checkpoints_goes_on_from_the_previous(stopped,
     runs.assert_same_run(stopped, finished)
 
 
+@first
+@first
 def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(stopped, monkeypatch):
     checkpoint, previous = (stopped / f"checkpoint{x}.keras" for x in ("", ".previous"))
     checkpoint.write_bytes(b"text")
@@ -204,6 +217,7 @@ def test_a_checkpoint_that_cannot_be_written_keeps_the_last(stopped, capsys, mon
     assert (stopped / "checkpoint.keras").read_bytes() == checkpoint
 
 
+@first
 def test_the_run_that_is_resumed_need_not_be_in_the_default_directory(
     tmp_path, capsys, monkeypatch
 ):

@@ -11,6 +11,7 @@ import pytest
 from tensorflow_ranger import RangerOptimizer
 from tensorflow_ranger_cli.main import main
 from tests.application import runs
+from tests.marks import first
 
 
 def history(directory):
@@ -64,6 +65,8 @@ def test_the_model_has_closed_its_window_and_the_checkpoint_has_not(finished):
     assert checkpoint.optimizer.pending_micro_batches == 1
 
 
+@first
+@first
 def test_options_reach_the_run(tmp_path, capsys):
     options = {
         "optimizer": "adamw",
@@ -112,6 +115,7 @@ def test_a_directory_that_holds_a_run_is_left_alone(stopped, capsys):
     assert runs.contents(stopped) == before
 
 
+@first
 def test_files_of_others_are_left_alone(tmp_path, capsys):
     (tmp_path / "history.csv").write_text("mine")
     assert runs.train(tmp_path) == 2
@@ -119,6 +123,7 @@ def test_files_of_others_are_left_alone(tmp_path, capsys):
     assert (tmp_path / "history.csv").read_text() == "mine"
 
 
+@first
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
 def test_a_directory_that_cannot_be_written_is_named(resume, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
@@ -127,6 +132,8 @@ def test_a_directory_that_cannot_be_written_is_named(resume, tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@first
+@first
 @pytest.mark.parametrize("name", ["sdg", "", "LossScaleOptimizer"])
 def test_an_unknown_optimizer_is_named(name, tmp_path, capsys):
     assert runs.train(tmp_path / "run", "--optimizer", name) == 2
@@ -139,6 +146,7 @@ def test_a_misspelt_optimizer_is_told_the_nearest(tmp_path, capsys):
     runs.assert_one_error(capsys, "got 'Adamx'. Did you mean adam")
 
 
+@first
 @pytest.mark.parametrize("package", ["mlxtend", "matplotlib"])
 def test_a_missing_package_is_named_before_training(package, tmp_path, capsys, monkeypatch):
     find = importlib.util.find_spec

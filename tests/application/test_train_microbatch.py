@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.application import runs
+from tests.marks import first
 
 
 def settings(directory):
@@ -74,6 +75,7 @@ def test_a_stopped_run_resumes_exactly(micro_batched, tmp_path, capsys):
     assert lines[-2] == "Micro-batches of 32. The size was given."
 
 
+@first
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -89,6 +91,7 @@ def test_a_run_keeps_its_micro_batch(options, message, micro_batched, capsys):
     assert runs.contents(micro_batched) == before
 
 
+@first
 @pytest.mark.usefixtures("float64")
 def test_auto_chooses_a_size_and_trains_as_whole_batches_do(tmp_path, capsys):
     options = ("--batch-size", "16", "--epochs", "1")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tensorflow_ranger import RangerOptimizer
+from tests.marks import thorough_but
 from tests.models import assert_same_weights, data, fit, network
 
 BACKEND = keras.config.backend()
@@ -24,12 +25,14 @@ COMPILE = {
     "run_eagerly": {"run_eagerly": True, "jit_compile": False},
     "steps_per_execution": {"steps_per_execution": 5},
 }
+QUICK = [*COMPILE.values()]
 if BACKEND == "torch":
     del COMPILE["steps_per_execution"]  # Keras refuses it on PyTorch
+    QUICK.remove(COMPILE["jit_compile"])  # half a minute: test_microbatch_fit.py has one
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch.compile's own modules
-@pytest.mark.parametrize("settings", COMPILE.values(), ids=COMPILE)
+@pytest.mark.parametrize("settings", thorough_but(QUICK, COMPILE.values()), ids=COMPILE)
 def test_compile_settings(settings):
     x, y = data()
     model = network(ranger(), **settings)
@@ -213,5 +216,5 @@ def test_dropout_and_batch_normalization_train():
         ]
     )
     model.compile(ranger(), "mse")
-    losses = fit(model, *data(), batch_size=8, epochs=30).history["loss"]
+    losses = fit(model, *data(), batch_size=8, epochs=20).history["loss"]
     assert losses[-1] < 0.5 * losses[0]

@@ -79,7 +79,8 @@ def torch_processes():
 @contextlib.contextmanager
 def _jax(devices, distribution, process_count=1):
     os.environ["XLA_FLAGS"] = (
-        f"--xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count={devices}"
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false "
+        f"--xla_force_host_platform_device_count={devices}"
     )
     import jax
     import keras

@@ -9,31 +9,33 @@ from tests.distributed.engines import Here
 
 SCALARS = 64  # bytes an update may send beside its gradients: masses, losses and metrics
 
-# Keras' own train step fails under several TensorFlow workers.
-EVERYWHERE = [
-    "masks",
-    "batch_normalization",
-    "uneven",
-    "contrasting",
-    "ranger",
-    "streaming",
-    "not_finite",
-]
+# What an engine trains in every suite, and what in the thorough run alone. Each makes a run of its
+# own. Keras' own train step fails under several TensorFlow workers.
+QUICK = ["masks", "batch_normalization", "contrasting", "streaming"]
+OTHERS = ["uneven", "ranger", "not_finite"]
 ENGINES = {
     "tensorflow": {
-        "tensorflow_mirrored": EVERYWHERE,
-        "tensorflow_workers": ["masks", "batch_normalization", "contrasting", "ranger"],
+        "tensorflow_mirrored": (QUICK, OTHERS),
+        "tensorflow_workers": (["masks"], ["batch_normalization", "contrasting", "ranger"]),
     },
     "jax": {
-        "jax_data_parallel": EVERYWHERE,
+        "jax_data_parallel": (QUICK, OTHERS),
         # Keras gives each process as many samples.
-        "jax_processes": ["masks", "batch_normalization", "contrasting_even"],
-        "jax_model_parallel": ["masks", "streaming"],
+        "jax_processes": (["masks", "contrasting_even"], ["batch_normalization"]),
+        "jax_model_parallel": ([], ["masks", "streaming"]),
     },
-    "torch": {"torch_processes": EVERYWHERE},
+    "torch": {"torch_processes": (QUICK, OTHERS)},
 }[keras.config.backend()]
+MAIN = next(iter(ENGINES))  # looked at in every suite, the others in the thorough run
 pytestmark = pytest.mark.filterwarnings("ignore:Left out:UserWarning")
-RUNS = [(engine, name) for engine, names in ENGINES.items() for name in names]
+THOROUGH = pytest.mark.thorough
+RUNS = [
+    pytest.param(engine, name, marks=[THOROUGH] * is_other)
+    for engine, groups in ENGINES.items()
+    for is_other, names in enumerate(groups)
+    for name in names
+]
+EVERY_ENGINE = [pytest.param(e, marks=[THOROUGH] * (e != MAIN)) for e in ENGINES]
 OBSERVED = ["dropout", "resumed", "refused"]
 OBSERVED += {"torch": ["begun_apart"], "jax": ["searched"], "tensorflow": []}[
     keras.config.backend()
@@ -42,11 +44,15 @@ OBSERVED += {"torch": ["begun_apart"], "jax": ["searched"], "tensorflow": []}[
 
 @pytest.fixture
 def results(once):
-    """A function that returns the results of an engine's processes, for all cases at once."""
+    """A function that returns the results of an engine's processes, for many cases at once."""
 
-    def results_of(engine):
-        names = (*ENGINES[engine], *OBSERVED)
-        return launch.results(once(engine, lambda folder: launch.run(engine, folder, *names)))
+    def results_of(engine, name):
+        quick, others = ENGINES[engine]
+        others = others if engine == MAIN else [*others, *OBSERVED]
+        is_other = name in others
+        names = others if is_other else [*quick, *(OBSERVED if engine == MAIN else [])]
+        folder = f"{engine}_others" if is_other else engine
+        return launch.results(once(folder, lambda place: launch.run(engine, place, *names)))
 
     return results_of
 
@@ -72,7 +78,7 @@ def assert_same_weights(actual, expected):
 @pytest.mark.parametrize(("engine", "name"), RUNS)
 def test_weights_are_those_of_one_process(results, alone, engine, name):
     expected = alone(name)
-    for process in results(engine):
+    for process in results(engine, name):
         assert_same_weights(process[name]["weights"], expected["weights"])
         assert process[name]["updates"] == expected["updates"]
         assert process[name]["skipped"] == expected["skipped"]
@@ -80,7 +86,7 @@ def test_weights_are_those_of_one_process(results, alone, engine, name):
 
 @pytest.mark.parametrize(("engine", "name"), RUNS)
 def test_history_is_that_of_the_whole_batch(results, alone, engine, name):
-    histories = [process[name]["history"] for process in results(engine)]
+    histories = [process[name]["history"] for process in results(engine, name)]
     if engine == "torch_processes" and cases.CASES[name].size is None:
         # Keras' own step knows the metrics of its process alone: here, of half the samples.
         histories = [{key: np.mean([h[key] for h in histories], 0) for key in histories[0]}]
@@ -93,14 +99,15 @@ def test_history_is_that_of_the_whole_batch(results, alone, engine, name):
 @pytest.mark.parametrize(
     ("engine", "name"),
     [
-        (e, n)
-        for e, n in RUNS
+        run
+        for run in RUNS
+        for e, n in [run.values]
         if n in ("masks", "ranger", "contrasting", "contrasting_even")
         or (n == "streaming" and e[0] != "j")
     ],
 )
 def test_gradients_cross_the_replicas_once_per_update(results, engine, name):
-    for process in results(engine):
+    for process in results(engine, name):
         updates, sizes = process[name]["collectives"]
         gradients = process[name]["bytes"]
         assert sum(size > SCALARS for size in sizes) == updates
@@ -109,28 +116,28 @@ def test_gradients_cross_the_replicas_once_per_update(results, engine, name):
             assert max(sizes) >= gradients
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
 def test_replicas_drop_other_inputs(results, engine):
     # With the same mask on all replicas, an input would be dropped by all or by none.
-    for process in results(engine):
+    for process in results(engine, "dropout"):
         assert process["dropout"] > 10
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
 def test_a_run_goes_on_in_mid_window(results, alone, engine):
-    for process in results(engine):
+    for process in results(engine, "resumed"):
         assert process["resumed"]["pending"] == 1
         assert_same_weights(process["resumed"]["weights"], alone("saved")["weights"])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
 def test_what_an_engine_cannot_do_is_an_error(results, engine):
     expected = {
         "size": "size='auto' is measured by one process: got several",
         "rows": "A batch must give each replica of a process as many samples: got 3",
     }
     lockstep = engine in ("jax_processes", "tensorflow_workers")
-    for process in results(engine):
+    for process in results(engine, "refused"):
         messages = process["refused"]
         assert ("size" in messages) == lockstep
         assert ("rows" in messages) == (engine == "jax_processes")
@@ -141,17 +148,19 @@ def test_what_an_engine_cannot_do_is_an_error(results, engine):
 if keras.config.backend() == "torch":
 
     def test_microbatch_begins_with_the_weights_of_the_first_process(results):
-        first, second = (process["begun_apart"]["2"] for process in results("torch_processes"))
+        first, second = (
+            process["begun_apart"]["2"] for process in results("torch_processes", "begun_apart")
+        )
         assert first == second
         assert isinstance(first, list)
 
     def test_ranger_optimizer_refuses_weights_that_begin_apart(results):
-        for process in results("torch_processes"):
+        for process in results("torch_processes", "begun_apart"):
             assert "The processes train different weights" in process["begun_apart"]["None"]
 
 
 if keras.config.backend() == "jax":
 
     def test_the_size_is_found_for_the_devices_of_a_process(results):
-        (process,) = results("jax_data_parallel")
+        (process,) = results("jax_data_parallel", "searched")
         assert process["searched"] in (1, 2, 4, 8, 16, 32)

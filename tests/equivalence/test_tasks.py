@@ -16,7 +16,7 @@ from tensorflow_ranger_cli.tasks import registry
 from tests.application import slices
 from tests.marks import thorough_but
 
-UPDATES = 30
+UPDATES = 10
 SAMPLES = 80  # of an update: a micro-batch of 64, and a rest of 16
 LENGTHS = {"brown": 8, "spoken-digits": 12, "spoken-strings": 28}  # the sequences take the time
 TOLERANCE = 1e-6 if keras.config.backend() == "torch" else 1e-10

@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 
 from tensorflow_ranger import microbatch
-from tests.marks import thorough_but
 from tests.models import data, fit
 from tests.references.batch_losses import LOSSES, WIDTH, CompiledLoss, OwnLoss, info_nce, siglip
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 BACKEND = keras.config.backend()
-SAMPLES, BATCH, EPOCHS = 48, 24, 10
+SAMPLES, BATCH, EPOCHS = 48, 24, 5
 TOLERANCE = 1e-6 if BACKEND == "torch" else 1e-10
 
 
@@ -56,13 +55,29 @@ def assert_same_updates(make, sizes, **settings):
         np.testing.assert_allclose(actual, history, rtol=TOLERANCE)
 
 
-@pytest.mark.parametrize("is_own", [False, True], ids=["compiled", "compute_loss"])
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+def ways(*quick):
+    """Return each loss with both ways to `compile` it, of which those in `quick` are quick."""
+    return [
+        pytest.param(
+            loss,
+            is_own,
+            marks=[] if (loss, is_own) in quick else [pytest.mark.thorough],
+            id=f"{loss.__name__}-{'compute_loss' if is_own else 'compiled'}",
+        )
+        for loss in LOSSES
+        for is_own in (False, True)
+    ]
+
+
+# Both ways for the losses with weights of their own, and by turns for the others.
+BY_TURNS = [(loss, place % 2 == 0) for place, loss in enumerate(LOSSES)]
+
+
+@pytest.mark.parametrize(("loss", "is_own"), ways(*BY_TURNS, (info_nce, False), (siglip, True)))
 def test_a_loss_of_the_batch(loss, is_own):
     assert_same_updates(lambda: network(loss, is_own), (7,))
 
 
-@pytest.mark.parametrize("is_own", [False, True], ids=["compiled", "compute_loss"])
-@pytest.mark.parametrize("loss", thorough_but([info_nce, siglip], LOSSES), ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("loss", "is_own"), ways((info_nce, False)))
 def test_a_loss_of_the_batch_at_every_size(loss, is_own):
     assert_same_updates(lambda: network(loss, is_own), (1, 16, BATCH))

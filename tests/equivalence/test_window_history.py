@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tensorflow_ranger import RangerOptimizer
 from tests.driver import Driver
+from tests.marks import thorough_but
 from tests.references.window import WindowedMomentum
 
 SHAPES = [(2, 3), (3,)]
@@ -97,9 +98,10 @@ class Run:
 
 
 @pytest.mark.filterwarnings("ignore:Left out .* micro-batch:UserWarning")
+@pytest.mark.parametrize("examples", thorough_but([50], [50, 300]))
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_any_history(reduction, float64):
-    @hypothesis.settings(max_examples=150, deadline=None)
+def test_any_history(reduction, examples, float64):
+    @hypothesis.settings(max_examples=examples, deadline=None)
     @hypothesis.given(histories)
     def follow(history):
         run = Run(reduction)

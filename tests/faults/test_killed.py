@@ -13,7 +13,7 @@ import pytest
 
 from tests.application import runs
 from tests.faults import command
-from tests.marks import thorough_but
+from tests.marks import first
 
 EPOCHS = 3
 MICRO_BATCHES = EPOCHS * runs.MICRO_BATCHES
@@ -23,7 +23,6 @@ _random = random.Random(0)
 MOMENTS = [
     (_random.randrange(1, MICRO_BATCHES), round(_random.uniform(0, 0.05), 4)) for _ in range(20)
 ]
-IN_EVERY_SUITE = 1
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +51,8 @@ def forked():
     return call
 
 
-@pytest.mark.parametrize(
-    "moment",
-    thorough_but(MOMENTS[:IN_EVERY_SUITE], MOMENTS),
-    ids=lambda moment: f"{moment[0]}+{moment[1]}s",
-)
+@pytest.mark.thorough  # tests/application/test_resume.py kills one in every suite
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: f"{moment[0]}+{moment[1]}s")
 def test_the_only_process(moment, forked, undisturbed, tmp_path):
     arguments = ["train", "--epochs", str(EPOCHS), "--output", str(tmp_path)]
     assert forked(command.run, arguments, moment) == -signal.SIGKILL
@@ -65,6 +61,7 @@ def test_the_only_process(moment, forked, undisturbed, tmp_path):
     runs.assert_same_run(tmp_path, undisturbed)
 
 
+@first
 @pytest.mark.thorough
 @pytest.mark.parametrize("options", [(), runs.MICROBATCH], ids=["window", "microbatch"])
 def test_one_of_two_processes(options, tmp_path):

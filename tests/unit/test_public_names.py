@@ -106,46 +106,49 @@ def test_arguments_of_ranger_optimizer():
     )
 
 
-def frameworks_loaded_by(code):
-    # This process has loaded what other tests and plugins need, so a fresh one is asked.
-    script = f"import sys, {code}; print(*{{'tensorflow', 'jax', 'torch'}} & set(sys.modules))"
-    return set(
-        subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, check=True, text=True
-        ).stdout.split()
-    )
-
-
 def test_importing_loads_no_framework_that_keras_does_not():
-    loaded = frameworks_loaded_by("tensorflow_ranger.python.ranger_optimizer")
-    assert loaded == frameworks_loaded_by("keras")
+    # This process has loaded what other tests and plugins need, so a fresh one is asked.
+    frameworks = "print(*{'tensorflow', 'jax', 'torch'} & set(sys.modules))"
+    code = (
+        f"import sys, keras; {frameworks}; "
+        f"import tensorflow_ranger.python.ranger_optimizer; {frameworks}"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    by_keras, loaded = (set(line.split()) for line in told.stdout.splitlines())
+    assert loaded == by_keras
     assert keras.config.backend() in loaded
     if keras.config.backend() != "tensorflow":
         assert "tensorflow" not in loaded
 
 
-@pytest.mark.parametrize("start", [["tensorflow-ranger.py"], ["-m", "mine"]])
-def test_importing_looks_at_no_command_line(start, tmp_path):
-    code = "from tensorflow_ranger import RangerOptimizer, microbatch"
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "start",
+    [["tensorflow-ranger.py"], pytest.param(["-m", "mine"], marks=pytest.mark.thorough)],
+    ids=" ".join,
+)
+def test_importing_looks_at_no_command_line_and_a_model_loads(start, tmp_path):
+    """Though the package is imported before Keras."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(RangerOptimizer(), "mse")
+    model.save(tmp_path / "model.keras")
+    code = (
+        "from tensorflow_ranger import RangerOptimizer, microbatch\n"
+        "import keras\n"
+        "keras.saving.load_model('model.keras')\n"
+    )
     for name in ("tensorflow-ranger.py", "mine.py"):
         (tmp_path / name).write_text(code, encoding="utf-8")
     subprocess.run([sys.executable, *start, "tensorflow_ranger"], check=True, cwd=tmp_path)
 
 
+@pytest.mark.once
 def test_the_command_line_imports_keras_when_it_has_chosen_a_backend():
     command = [sys.executable, "-X", "importtime", "-m", "tensorflow_ranger_cli", "train", "--help"]
     imported = subprocess.run(command, capture_output=True, check=True, text=True).stderr
     assert " tensorflow_ranger_cli.commands.train\n" in imported
     assert " keras\n" not in imported
     assert " tensorflow_ranger\n" not in imported
-
-
-def test_a_model_loads_when_the_package_was_imported_before_keras(tmp_path):
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    model.compile(RangerOptimizer(), "mse")
-    model.save(tmp_path / "model.keras")
-    code = "import tensorflow_ranger, keras; keras.saving.load_model('model.keras')"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
 def public_functions():
@@ -161,6 +164,7 @@ def public_functions():
                     yield f"{name}.{member}", function
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("name", "function"), list(public_functions()))
 def test_public_functions_say_what_they_return(name, function):
     assert "return" in function.__annotations__, name

@@ -9,6 +9,9 @@ import pytest
 
 from tensorflow_ranger_cli.errors import CommandError
 from tensorflow_ranger_cli.tasks import digits
+from tests.marks import first
+
+pytestmark = first
 
 
 def found_at(directory):

@@ -12,6 +12,9 @@ from tensorflow_ranger_cli.main import main
 from tensorflow_ranger_cli.tasks import registry
 from tensorflow_ranger_cli.tasks.data import files
 from tests.application import runs
+from tests.marks import first
+
+pytestmark = first
 
 NAMES = registry.names()
 DOWNLOADED = {

@@ -12,6 +12,9 @@ import pytest
 from tensorflow_ranger_cli.tasks import registry
 from tests.application import runs
 from tests.docs.blocks import blocks_of
+from tests.marks import first
+
+pytestmark = first
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -10,7 +10,7 @@ import pytest
 from tensorflow_ranger_cli.runs.settings import Settings
 from tensorflow_ranger_cli.tasks import registry
 from tests.application import slices
-from tests.marks import thorough_but
+from tests.marks import first, first_but, thorough_but
 
 NAMES = registry.names()
 SIZES = {  # training and held-out samples
@@ -25,6 +25,7 @@ SIZES = {  # training and held-out samples
 }
 
 
+@first
 def test_names():
     assert NAMES == [
         "digits",
@@ -39,7 +40,7 @@ def test_names():
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", thorough_but(["digits", "reviews"], NAMES))
 def test_data_is_split_the_same_way_each_time(name):
     parts, again = slices.loaded(name), registry.find(name).load()
     for part, twin in zip(parts, again, strict=True):
@@ -49,7 +50,7 @@ def test_data_is_split_the_same_way_each_time(name):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", thorough_but(["digits", "reviews"], NAMES))
 def test_no_held_out_sample_is_trained_on(name):
     (x, _), (held_out, _) = slices.loaded(name)
     for part, other in zip(keras.tree.flatten(x), keras.tree.flatten(held_out), strict=True):
@@ -57,7 +58,7 @@ def test_no_held_out_sample_is_trained_on(name):
         assert not any(sample.tobytes() in seen for sample in other)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", first_but(["digits", "reviews"], NAMES))
 def test_the_model_is_a_function_of_the_seed(name):
     task = registry.find(name)
     model, twin = task.build_model(3), task.build_model(3)
@@ -76,6 +77,7 @@ def test_the_model_is_a_function_of_the_seed(name):
     assert not any(np.array_equal(a, b) for a, b in pairs)
 
 
+@first
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_of_a_task_are_good_ones(name):
     settings = Settings.new({"task": name})
@@ -107,6 +109,8 @@ def test_a_task_trains_resumes_and_judges(name, tmp_path, capsys):
     assert model.count_params() == task.build_model(0).count_params()
 
 
+@first
+@first
 @pytest.mark.parametrize("name", ["reviews-multitask"])
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(name, tmp_path):
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"

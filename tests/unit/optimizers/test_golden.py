@@ -83,7 +83,7 @@ def assert_on_trajectory(driver, golden, update, tolerance):
         )
 
 
-@pytest.fixture(params=["float64", "float32"])
+@pytest.fixture(params=["float64", pytest.param("float32", marks=pytest.mark.first)])
 def dtype(request):
     if request.param == "float64":
         request.getfixturevalue("float64")

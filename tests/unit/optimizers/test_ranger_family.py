@@ -15,13 +15,13 @@ from tensorflow_ranger.rules.lookahead import Lookahead
 from tests.driver import Driver
 from tests.references.ranger_family import RAdamTwin, Ranger21Twin
 
-UPDATES = 200
+UPDATES = 100
 SHAPES = ((3, 3, 2, 4), (4, 5), (5,), (6, 3))
 FAN_IN = ((0, 1, 2), (0,), (), ())  # a convolution, a dense layer, its bias, an embedding
 TOLERANCE = 1e-11
 ALL_OF_RANGER21 = {
     "learning_rate": 0.03,
-    "total_updates": 190,
+    "total_updates": 90,
     "beta_1": 0.8,
     "beta_2": 0.98,
     "epsilon": 1e-6,

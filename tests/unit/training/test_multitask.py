@@ -330,7 +330,11 @@ def test_no_trace_after_the_first_epoch(size):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch.compile's own modules
 @pytest.mark.parametrize(
     "settings",
-    [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True, "jit_compile": False}],
+    [
+        pytest.param({"jit_compile": True}, marks=[pytest.mark.thorough] * (BACKEND == "torch")),
+        {"jit_compile": False},
+        {"run_eagerly": True, "jit_compile": False},
+    ],
     ids=["jit_compile", "no jit_compile", "run_eagerly"],
 )
 def test_compile_settings(settings, exact):
@@ -341,6 +345,7 @@ def test_compile_settings(settings, exact):
     assert_same_weights(model, twin("pcgrad", sgd()), max(TOLERANCE, 1e-9))
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(BACKEND != "torch", reason="a setting of PyTorch's compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_pytorch_s_settings_stay_as_they_were(exact):
