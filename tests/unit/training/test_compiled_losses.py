@@ -6,6 +6,7 @@ import pytest
 from keras import layers, ops
 
 import tensorflow_ranger as ranger
+from tests.marks import first, first_but
 from tests.models import assert_trains_as_plain, data, fit
 
 BACKEND = keras.config.backend()
@@ -36,12 +37,12 @@ def model_with(*middle, loss="mse", cls=keras.Model, activation="tanh"):
 @pytest.mark.parametrize(
     "function",
     [
-        lambda x: ops.mean(x**2),
-        lambda x: ops.sum(x**2),
+        pytest.param(lambda x: ops.mean(x**2), marks=first),
+        pytest.param(lambda x: ops.sum(x**2), marks=first),
         lambda x: ops.sum(x**2, axis=1),
-        lambda x: ops.mean(x**2, axis=0),
+        pytest.param(lambda x: ops.mean(x**2, axis=0), marks=first),
         lambda x: ops.reshape(ops.mean(x**2), (1,)),
-        lambda x: ops.sum(x**2, axis=1, keepdims=True),
+        pytest.param(lambda x: ops.sum(x**2, axis=1, keepdims=True), marks=first),
     ],
     ids=["mean", "sum", "per sample", "per unit", "one element", "column"],
 )
@@ -79,7 +80,12 @@ def test_an_activity_regularizer_counts_as_in_the_batch():
     assert_trains_as_plain(make, *data(36), tolerance=1e-5)
 
 
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight", "sum"])
+@pytest.mark.parametrize(
+    "reduction",
+    first_but(
+        ["mean_with_sample_weight"], ["sum_over_batch_size", "mean_with_sample_weight", "sum"]
+    ),
+)
 @pytest.mark.parametrize("weighted", [False, True], ids=["alike", "weighted"])
 def test_a_class_that_is_ignored_has_no_mass(reduction, weighted):
     rng = np.random.default_rng(0)
@@ -146,7 +152,10 @@ class OwnSum(keras.Model):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"loss": averaged}, {"loss": summed}, {"cls": OwnMean}, {"cls": OwnSum}],
+    first_but(
+        [{"loss": averaged}, {"cls": OwnSum}],
+        [{"loss": averaged}, {"loss": summed}, {"cls": OwnMean}, {"cls": OwnSum}],
+    ),
     ids=["mean", "sum", "own mean", "own sum"],
 )
 def test_one_number_is_found_to_be_a_mean_or_a_sum(settings):

@@ -7,6 +7,7 @@ from keras import layers, ops
 
 import tensorflow_ranger as ranger
 from tensorflow_ranger.training import metrics_of_batch
+from tests.marks import first
 from tests.models import assert_trains_as_plain, data, fit
 
 BACKEND = keras.config.backend()
@@ -51,10 +52,13 @@ def make(metrics, cls=keras.Sequential, **settings):
     "metrics",
     [
         lambda: [f1, largest],
-        lambda: [per_sample, "mae"],
+        pytest.param(lambda: [per_sample, "mae"], marks=first),
         lambda: [Batches(), keras.metrics.R2Score()],
-        lambda: [keras.metrics.MeanMetricWrapper(f1, name="wrapped")],
-        lambda: [keras.losses.dice, keras.losses.MeanSquaredError(name="loss_as_metric")],
+        pytest.param(lambda: [keras.metrics.MeanMetricWrapper(f1, name="wrapped")], marks=first),
+        pytest.param(
+            lambda: [keras.losses.dice, keras.losses.MeanSquaredError(name="loss_as_metric")],
+            marks=first,
+        ),
     ],
     ids=["functions", "per sample", "own metric", "wrapper", "losses"],
 )
