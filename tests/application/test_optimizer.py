@@ -48,7 +48,6 @@ def ranger21(tmp_path_factory):
 
 
 @first
-@first
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_optimizer_trains(name, tmp_path, capsys):
     assert runs.train(tmp_path, "--optimizer", name, "--epochs", "1") == 0
@@ -66,6 +65,7 @@ def test_every_optimizer_trains(name, tmp_path, capsys):
     assert float(inner.learning_rate) == pytest.approx(LEARNING_RATES[name])
 
 
+@first
 def test_lookahead_and_centralization_are_the_windows(tmp_path, capsys):
     assert runs.train(tmp_path, "--optimizer", "radam", "--epochs", "1", *BOTH) == 0
     words = "Training: radam with Lookahead and centralized gradients on "
@@ -80,7 +80,6 @@ def test_lookahead_and_centralization_are_the_windows(tmp_path, capsys):
     assert (recorded["lookahead"], recorded["centralize"]) == (True, True)
 
 
-@first
 @first
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize(
@@ -113,6 +112,7 @@ def test_what_is_built(name, added, microbatch):
         assert plain.total_updates == 70
 
 
+@first
 def test_names_are_read_as_keras_reads_its_own():
     asked = Settings.new({"optimizer": "RAdam"})
     assert asked.learning_rate == LEARNING_RATES["radam"]
@@ -139,7 +139,6 @@ def test_micro_batches_train_as_windows_do(name, added, tmp_path):
 
 
 @first
-@first
 @pytest.mark.parametrize(
     ("given", "updates"),
     [
@@ -154,6 +153,7 @@ def test_updates_are_counted_over_windows(given, updates):
     assert Settings.new(given).total_updates(224) == updates
 
 
+@first
 def test_ranger21_is_told_its_updates(ranger21):
     window = saved_optimizer(ranger21)
     assert window.inner_optimizer.total_updates == 6
@@ -210,7 +210,6 @@ def test_ranger21_keeps_the_epochs_its_learning_rate_was_planned_for(epochs, ran
 
 
 @first
-@first
 @pytest.mark.parametrize("option", BOTH)
 def test_what_is_built_in_is_said_on_resuming_too(option, ranger21, capsys):
     before = runs.contents(ranger21)
@@ -219,6 +218,7 @@ def test_what_is_built_in_is_said_on_resuming_too(option, ranger21, capsys):
     assert runs.contents(ranger21) == before
 
 
+@first
 def test_settings_of_before_there_was_anything_to_add_are_read():
     stored = {"optimizer": "adam", "accumulation_steps": 2, "epochs": 1}
     resumed = Settings(**stored).resume({}, epochs_done=1)

@@ -51,7 +51,6 @@ def test_the_table_has_a_row_chosen_and_the_file_stays(path, capsys):
 
 
 @first
-@first
 def test_a_model_saved_without_compile_is_compiled(path, capsys):
     save(path)
     assert plan(path) == 0
@@ -60,6 +59,7 @@ def test_a_model_saved_without_compile_is_compiled(path, capsys):
     assert_table(table)
 
 
+@first
 def test_the_model_of_a_run_can_be_planned(finished, capsys):
     before = runs.contents(finished)
     assert plan(finished / "model.keras") == 0
@@ -74,13 +74,13 @@ def test_a_memory_limit_that_nothing_fits_is_named(path, capsys):
 
 
 @first
-@first
 def test_a_file_that_is_no_model_is_named(path, capsys):
     path.write_text("no model")
     assert plan(path) == 1
     runs.assert_one_error(capsys, f"{path} cannot be loaded", "Write it by model.save")
 
 
+@first
 def test_a_model_of_unknown_layers_is_named(path, capsys):
     class Unknown(keras.layers.Layer):
         pass
@@ -97,12 +97,12 @@ def test_a_length_that_is_missing_is_named(path, capsys):
     runs.assert_one_error(capsys, "(None, None, 3)", "--length")
 
 
-@first
 @keras.saving.register_keras_serializable(REGISTERED)
 def picky(y_true, y_pred):
     raise ValueError("targets must be boxes")
 
 
+@first
 def test_a_loss_that_takes_other_targets_is_named(path, capsys):
     save(path, "sgd", picky)
     assert plan(path) == 1

@@ -65,7 +65,6 @@ def test_more_epochs_train_on_from_before_the_window_was_closed(finished, tmp_pa
 
 
 @first
-@first
 def test_a_finished_run_resumes_to_itself_as_a_user_would_do_it(finished, stopped):
     (stopped / "model.keras").unlink()  # as if killed after the last epoch
     other = "torch" if keras.config.backend() == "jax" else "jax"
@@ -82,6 +81,7 @@ def test_a_finished_run_resumes_to_itself_as_a_user_would_do_it(finished, stoppe
     runs.assert_same_run(stopped, finished)
 
 
+@first
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     def interrupt(self, logs=None):
         raise KeyboardInterrupt
@@ -92,7 +92,6 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     assert line.endswith(f"tensorflow-ranger train --resume --output {tmp_path / 'run'}")
 
 
-@first
 @first
 @pytest.mark.parametrize(
     ("option", "value", "held"),
@@ -120,6 +119,7 @@ def test_an_option_that_contradicts_the_run_is_named(option, value, held, stoppe
     assert runs.contents(stopped) == before
 
 
+@first
 def test_fewer_epochs_than_trained_are_refused(stopped, capsys):
     before = runs.contents(stopped)
     assert runs.train(stopped, "--resume", "--epochs", "2") == 2
@@ -145,7 +145,6 @@ def flip_a_bit(content):
 
 
 @first
-@first
 @pytest.mark.parametrize("damage", [cut, flip_a_bit, lambda content: b"", lambda content: b"text"])
 def test_a_damaged_checkpoint_is_named(damage, stopped, capsys, monkeypatch):
     monkeypatch.setattr(keras.saving, "load_model", lambda path: pytest.fail("Keras read it"))
@@ -158,6 +157,7 @@ def test_a_damaged_checkpoint_is_named(damage, stopped, capsys, monkeypatch):
     assert runs.contents(stopped) == before
 
 
+@first
 def test_a_model_of_other_making_is_no_checkpoint(stopped, capsys):
     (stopped / "checkpoint.keras").write_bytes((stopped / "model.keras").read_bytes())
     (stopped / "checkpoint.previous.keras").unlink()
@@ -165,7 +165,6 @@ def test_a_model_of_other_making_is_no_checkpoint(stopped, capsys):
     runs.assert_one_error(capsys, "no checkpoint that can be resumed", "tensorflow_ranger.json")
 
 
-@first
 @first
 def test_a_checkpoint_that_keras_cannot_load_is_named(stopped, capsys):
     checkpoint = stopped / "checkpoint.keras"
@@ -181,6 +180,7 @@ def test_a_checkpoint_that_keras_cannot_load_is_named(stopped, capsys):
     assert runs.contents(stopped) == before
 
 
+@first
 def test_a_run_killed_between_its_checkpoints_goes_on_from_the_previous(stopped, finished, capsys):
     checkpoint = stopped / "checkpoint.keras"
     checkpoint.unlink()
@@ -191,7 +191,6 @@ def test_a_run_killed_between_its_checkpoints_goes_on_from_the_previous(stopped,
     runs.assert_same_run(stopped, finished)
 
 
-@first
 @first
 def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(stopped, monkeypatch):
     checkpoint, previous = (stopped / f"checkpoint{x}.keras" for x in ("", ".previous"))
@@ -205,6 +204,7 @@ def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(stopped, mo
     assert zipfile.is_zipfile(checkpoint)
 
 
+@first
 def test_a_checkpoint_that_cannot_be_written_keeps_the_last(stopped, capsys, monkeypatch):
     def full(self, path):
         path.write_bytes(b"half")

@@ -66,7 +66,6 @@ def test_the_model_has_closed_its_window_and_the_checkpoint_has_not(finished):
 
 
 @first
-@first
 def test_options_reach_the_run(tmp_path, capsys):
     options = {
         "optimizer": "adamw",
@@ -108,6 +107,7 @@ def test_options_reach_the_run(tmp_path, capsys):
     assert not captured.err
 
 
+@first
 def test_a_directory_that_holds_a_run_is_left_alone(stopped, capsys):
     before = runs.contents(stopped)
     assert runs.train(stopped) == 2
@@ -133,7 +133,6 @@ def test_a_directory_that_cannot_be_written_is_named(resume, tmp_path, capsys):
 
 
 @first
-@first
 @pytest.mark.parametrize("name", ["sdg", "", "LossScaleOptimizer"])
 def test_an_unknown_optimizer_is_named(name, tmp_path, capsys):
     assert runs.train(tmp_path / "run", "--optimizer", name) == 2
@@ -141,6 +140,7 @@ def test_an_unknown_optimizer_is_named(name, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@first
 def test_a_misspelt_optimizer_is_told_the_nearest(tmp_path, capsys):
     assert runs.train(tmp_path / "run", "--optimizer", "Adamx") == 2
     runs.assert_one_error(capsys, "got 'Adamx'. Did you mean adam")

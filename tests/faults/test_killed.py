@@ -61,7 +61,6 @@ def test_the_only_process(moment, forked, undisturbed, tmp_path):
     runs.assert_same_run(tmp_path, undisturbed)
 
 
-@first
 @pytest.mark.thorough
 @pytest.mark.parametrize("options", [(), runs.MICROBATCH], ids=["window", "microbatch"])
 def test_one_of_two_processes(options, tmp_path):
@@ -98,6 +97,7 @@ def test_one_of_two_processes(options, tmp_path):
             np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-6)
 
 
+@first
 def test_a_checkpoint_cut_in_half(undisturbed, tmp_path, capsys):
     assert runs.train(tmp_path, "--epochs", "2") == 0
     checkpoint = tmp_path / "checkpoint.keras"

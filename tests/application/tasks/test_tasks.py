@@ -110,7 +110,6 @@ def test_a_task_trains_resumes_and_judges(name, tmp_path, capsys):
 
 
 @first
-@first
 @pytest.mark.parametrize("name", ["reviews-multitask"])
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(name, tmp_path):
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
@@ -124,6 +123,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(name, tmp_path):
         np.testing.assert_array_equal(value, same)
 
 
+@first
 def test_a_figure_knows_its_bar():
     figure = registry.find("digits").figures[0]
     assert figure.passes(figure.bar)
