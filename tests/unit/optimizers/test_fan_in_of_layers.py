@@ -12,6 +12,7 @@ import pytest
 from keras import layers
 
 from tensorflow_ranger.optimizers import fan_in
+from tests.marks import first
 
 
 class Case(NamedTuple):
@@ -218,6 +219,7 @@ def test_the_fan_in_of_a_layer(case, place):
     assert fan_in.centralized_axes(weights.values()) == [case.axes[path] for path in weights]
 
 
+@first
 def test_the_fan_in_of_a_renamed_layer(case):
     model, weights = build(case, name="mine")
     assert axes_of(weights) == case.axes | case.renamed
@@ -225,6 +227,7 @@ def test_the_fan_in_of_a_renamed_layer(case):
     assert axes_of(weights) == case.axes
 
 
+@first
 def test_the_fan_in_of_a_numbered_layer(case):
     build(case)
     layer = case.make()
