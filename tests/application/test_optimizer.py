@@ -169,6 +169,7 @@ def test_with_microbatch_ranger21_is_told_its_batches(tmp_path):
     assert (optimizer.total_updates, int(optimizer.iterations)) == (4, 4)
 
 
+@first
 def test_a_stopped_run_resumes_exactly_with_what_was_added(tmp_path, capsys):
     assert runs.train(tmp_path / "whole", *SMALL, *BOTH, "--epochs", "2") == 0
     assert runs.train(tmp_path / "stopped", *SMALL, *BOTH, "--epochs", "1") == 0
