@@ -7,6 +7,7 @@ from keras import layers, ops
 
 import tensorflow_ranger as ranger
 from tensorflow_ranger.training.microbatch import install
+from tests.marks import thorough_but
 from tests.models import assert_same_weights, data, fit
 
 BACKEND = keras.config.backend()
@@ -30,7 +31,10 @@ def sparse_data():
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras has no sparse tensors on PyTorch")
-@pytest.mark.parametrize("loop", ["host", "device"])
+@pytest.mark.parametrize(
+    "loop",
+    thorough_but(["device" if BACKEND == "tensorflow" else "host"], ["host", "device"]),
+)
 def test_sparse_inputs(loop):
     x, y = sparse_data()
     whole = network(sparse=True, jit_compile=False)
