@@ -28,9 +28,10 @@ def test_redirected_output_has_one_line_for_each_epoch(tmp_path):
     assert not re.search("[\b\r\033]", done.stdout + done.stderr)
 
 
-def test_quiet_prints_nothing(tmp_path, capfd):
-    assert runs.train(tmp_path, "--quiet", "--epochs", "1") == 0
-    assert capfd.readouterr() == ("", "")
+def test_quiet_prints_nothing(tmp_path):
+    options = ("train", "--quiet", "--epochs", 1, "--output", tmp_path)
+    done = runs.process(*options, before=FEW)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "model.keras").exists()
 
 

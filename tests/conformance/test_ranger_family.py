@@ -9,6 +9,7 @@ import pytest
 
 import tensorflow_ranger as ranger
 from tests.driver import Driver
+from tests.marks import first_but
 from tests.models import assert_same_weights, data, fit, network
 
 BACKEND = keras.config.backend()
@@ -26,7 +27,8 @@ MAKERS = {
         centralize=True,
     ),
 }
-every_optimizer = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+QUICK = [MAKERS["Ranger21"], MAKERS["Lookahead(Adam)"]]
+every_optimizer = pytest.mark.parametrize("make", first_but(QUICK, MAKERS.values()), ids=MAKERS)
 
 
 def trained(optimizer, batch_size=12, epochs=2, wrap=lambda model: model, **settings):
