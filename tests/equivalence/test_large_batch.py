@@ -9,7 +9,7 @@ from tests.driver import Driver
 from tests.marks import thorough_but
 from tests.references.regression import Regression
 
-UPDATES = 25
+UPDATES = 50
 BATCH = 24
 SPLITS = {  # sizes of the micro-batches of a window
     1: (24,),

@@ -11,7 +11,7 @@ from tests.references.batch_losses import LOSSES, WIDTH, CompiledLoss, OwnLoss, 
 pytestmark = pytest.mark.usefixtures("float64")
 
 BACKEND = keras.config.backend()
-SAMPLES, BATCH, EPOCHS = 48, 24, 5
+SAMPLES, BATCH, EPOCHS = 48, 24, 10
 TOLERANCE = 1e-6 if BACKEND == "torch" else 1e-10
 
 
