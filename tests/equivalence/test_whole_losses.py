@@ -52,7 +52,8 @@ def assert_same_updates(make, sizes, **settings):
             np.testing.assert_allclose(
                 variable, expected, rtol=0, atol=TOLERANCE * moved, err_msg=variable.path
             )
-        np.testing.assert_allclose(actual, history, rtol=TOLERANCE)
+        # On JAX Keras' `mean` rounds through float32, now and then to the neighbour.
+        np.testing.assert_allclose(actual, history, rtol=max(TOLERANCE, 1e-8))
 
 
 def ways(*quick):
