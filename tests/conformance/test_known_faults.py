@@ -28,6 +28,14 @@ def test_1_uneven_micro_batches_are_weighed_by_their_mass():
     np.testing.assert_allclose(driver.weights[0], [-2.0])  # a mean of means is -3
 
 
+def test_1_a_window_does_not_count_the_mass_of_the_last():
+    driver = Driver(RangerOptimizer(1.0, 0.0, accumulation_steps=2), [np.zeros(1)], masses=True)
+    for mass, expected in [(3.0, -1.0), (1.0, -2.0), (0.5, -3.0)]:
+        for _ in range(2):
+            driver.apply([np.array([1.0])], mass=mass)
+        np.testing.assert_allclose(driver.weights[0], [expected])
+
+
 def test_2_a_partial_window_is_divided_by_its_own_mass():
     x, y = data(20)
     model = network(ranger(2))
@@ -271,6 +279,19 @@ def test_14_a_variable_without_any_gradient_is_left_alone():
         optimizer.apply([keras.ops.ones(2), None], variables)
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(variables[1].value), [1.0, 1.0])
     assert keras.ops.convert_to_numpy(variables[0].value)[0] < 0.8
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning")
+def test_14_a_window_forgets_which_variables_had_gradients():
+    variables = [keras.Variable(np.zeros(2, "float32"), name=f"head_{i}") for i in range(2)]
+    optimizer = RangerOptimizer(1.0, 0.9, accumulation_steps=2)
+    optimizer.build(variables)
+    for _ in range(2):
+        optimizer.apply([keras.ops.ones(2)] * 2, variables)
+    for _ in range(2):
+        optimizer.apply([keras.ops.ones(2), None], variables)
+    weights = [keras.ops.convert_to_numpy(v.value)[0] for v in variables]
+    np.testing.assert_allclose(weights, [-2.9, -1.0], rtol=1e-6)  # momentum moves the first alone
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])

@@ -193,6 +193,14 @@ def test_decay_exclusions_reach_the_inner_optimizer():
     np.testing.assert_array_equal(driver.weights[1], np.ones(3))
 
 
+def test_gradients_are_divided_by_the_loss_scale():
+    optimizer = RangerOptimizer(1.0, 0.0, accumulation_steps=2, loss_scale_factor=8.0)
+    driver = Driver(optimizer, [np.zeros(1)])
+    for gradient in (8.0, 24.0):
+        driver.apply([np.array([gradient])])
+    np.testing.assert_allclose(driver.weights[0], [-2.0])
+
+
 def test_the_loss_scale_is_the_wrapper_s():
     optimizer = RangerOptimizer(inner="adam", loss_scale_factor=8.0)
     assert optimizer.scale_loss(2.0) == 16.0
