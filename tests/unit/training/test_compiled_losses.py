@@ -72,6 +72,17 @@ def test_an_activity_regularizer_under_dropout_is_known():
     fit(ranger.microbatch(model, 4), *data(12), 12)  # a warning would be an error
 
 
+def test_a_loss_without_a_reduction_is_logged_as_a_mean():
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, layers.Dense(2)(inputs))
+    loss = keras.losses.MeanSquaredError(reduction=None)
+    model.compile(keras.optimizers.SGD(0.0), loss, loss_weights=[0.5], jit_compile=BACKEND == "jax")
+    x, y = data(12)
+    error = np.asarray(model.predict(x, verbose=0)) - y
+    history = fit(ranger.microbatch(model, 5), x, y, 12).history
+    np.testing.assert_allclose(history["loss"], [0.5 * np.mean(error**2)], rtol=1e-5)
+
+
 def test_an_activity_regularizer_counts_as_in_the_batch():
     def make():
         keras.utils.set_random_seed(2)
