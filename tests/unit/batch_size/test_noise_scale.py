@@ -11,6 +11,7 @@ from keras import ops
 
 from tensorflow_ranger.batch_size import noise_scale
 from tensorflow_ranger.batch_size.noise_scale import NoiseEstimate
+from tests.marks import first
 from tests.references import noise_scale as reference
 
 GRADIENT = np.linspace(-0.3, 0.5, 20)
@@ -73,6 +74,7 @@ def test_estimate_follows_the_twin(memory):
     assert estimate.windows == 150
 
 
+@first
 def test_estimate_is_unbiased_and_its_range_covers_the_truth():
     """2,000 windows are within 5 %; of 60 ranges of 50 windows about 57 cover."""
     estimate = estimate_of(observe(random_windows(2000, seed=2), memory=2000))

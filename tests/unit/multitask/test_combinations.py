@@ -9,6 +9,7 @@ from keras import ops
 
 from tensorflow_ranger.multitask import cagrad, pcgrad, quadratic_program
 from tensorflow_ranger.multitask.combinations import COMBINATIONS
+from tests.marks import first
 from tests.references.task_combination import TWINS, random_gradients, structured_gradients
 from tests.unit.multitask.rules import combined, compiled, gram_matrix, weights
 
@@ -82,6 +83,7 @@ def test_float32_is_finite_and_blind_to_the_scale(name):
             np.testing.assert_allclose(scaled, plain, rtol=1e-5, atol=1e-6)
 
 
+@first
 @names
 def test_float32_is_as_good_as_its_digits(name, float64):
     for gradients in random_gradients(40):

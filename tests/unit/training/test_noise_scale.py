@@ -13,6 +13,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 import tensorflow_ranger as ranger
 from tensorflow_ranger.training.microbatch import install
+from tests.marks import first
 from tests.models import assert_same_weights, data, fit, network
 from tests.references import noise_scale as reference
 
@@ -128,6 +129,7 @@ def test_masses_that_differ():
     assert estimate.effective_batch == pytest.approx(samples) == 16
 
 
+@first
 @pytest.mark.parametrize("make", [fused, streaming])
 def test_a_scaled_loss_has_the_same_noise(make):
     """Scaled by 2^15 at first; the mean square would change by 2^30."""
@@ -206,6 +208,7 @@ def test_a_window_that_no_epoch_fills_is_seen_when_fit_ends():
     assert "The data set is no larger than this batch" in callback.advice
 
 
+@first
 @pytest.mark.parametrize("make", [fused, streaming])
 def test_memory_may_change_between_fits(make):
     model, arguments = make(8)
@@ -285,6 +288,7 @@ def test_validation_leaves_the_averages_alone():
     assert not [name for name in history if name.startswith("val_") and "noise" in name]
 
 
+@first
 @pytest.mark.parametrize("make", [fused, streaming])
 def test_a_data_set_smaller_than_the_window_is_told(make, capsys):
     model, arguments = make(8, batch_size=128)

@@ -126,6 +126,7 @@ def test_masks_weights_and_two_outputs_are_exact(reduction):
         np.testing.assert_array_equal(array, old)
 
 
+@first
 def test_one_weight_per_sample_stands_for_all_outputs():
     inputs = keras.Input((6,))
     model = keras.Model(inputs, [layers.Dense(2)(inputs), layers.Dense(1)(inputs)])
@@ -135,6 +136,7 @@ def test_one_weight_per_sample_stands_for_all_outputs():
     assert found.exact, found
 
 
+@first
 def test_a_gradient_that_is_zero_but_for_rounding_is_exact():
     inputs = keras.Input((4, 6))
     model = keras.Model(inputs, layers.MultiHeadAttention(2, 3)(inputs, inputs))
@@ -196,6 +198,7 @@ def test_a_layer_is_named(layer, reason):
     assert f"- {reason}" in str(found)
 
 
+@first
 def test_every_layer_is_named():
     drop, normalize = layers.Dropout(0.2, name="drop"), layers.BatchNormalization(name="norm")
     found = verify(shares_of(model_with(drop, normalize, loss=spread)), data(), 16)
@@ -342,6 +345,7 @@ def assert_same_history(model, other, x, y):
     assert_same_weights(other, model, tolerance=0)
 
 
+@first
 def test_a_model_that_is_not_built_is_built_without_its_optimizer():
     def make():
         keras.utils.set_random_seed(3)
@@ -420,6 +424,7 @@ def test_a_long_table_shows_the_largest_differences():
     assert lines[-1] == "- Why."
 
 
+@first
 @pytest.mark.parametrize(("optimizer", "told"), [("adam", BACKEND == "tensorflow"), ("sgd", False)])
 def test_embeddings_that_follow_another_path_are_noted(optimizer, told):
     model = keras.Sequential([layers.Embedding(9, 4), layers.Flatten(), layers.Dense(2)])
