@@ -101,7 +101,7 @@ def test_history_is_that_of_the_whole_batch(results, alone, engine, name):
     [
         run
         for run in RUNS
-        for e, n in [run.values]
+        for e, n in [map(str, run.values)]
         if n in ("masks", "ranger", "contrasting", "contrasting_even")
         or (n == "streaming" and e[0] != "j")
     ],
