@@ -109,12 +109,7 @@ def temporaries(loss, samples):
     model._symbolic_build(data_batch=(x, y))
     model.make_train_function()
     _, step = model.make_train_function.__self__._step_for((x, y, None))
-    state = model._get_jax_state(
-        trainable_variables=True,
-        non_trainable_variables=True,
-        optimizer_variables=True,
-        metrics_variables=True,
-    )
+    state = model._get_jax_state(True, True, True, True)
     return step.temporaries(state, (x, y, None), SIZE)
 
 

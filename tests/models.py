@@ -37,6 +37,15 @@ def fit(model, x, y, batch_size, epochs=1, **settings):
     return model.fit(x, y, batch_size=batch_size, epochs=epochs, **settings)
 
 
+def temporaries(model, x, y, size):
+    """Return the bytes that XLA allocates on JAX for a batch, beside arguments and results."""
+    model._symbolic_build(data_batch=(x[:size], y[:size]))
+    model.make_train_function()
+    _, step = model.make_train_function.__self__._step_for((x, y, None))
+    state = model._get_jax_state(True, True, True, True)
+    return step.temporaries(state, (x, y, None), size)
+
+
 def assert_same_weights(model, other, tolerance=1e-6):
     """Fail unless both models have the same weights."""
     for actual, expected in zip(model.get_weights(), other.get_weights(), strict=True):

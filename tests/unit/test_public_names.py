@@ -153,8 +153,9 @@ def test_the_command_line_imports_keras_when_it_has_chosen_a_backend():
 
 def public_functions():
     """Yield pairs of a name and a function of the package: its own, and those of its classes."""
-    for name in public(vars(tensorflow_ranger)):
-        thing = getattr(tensorflow_ranger, name)
+    named = {**vars(tensorflow_ranger.callbacks), **vars(tensorflow_ranger)}
+    for name in sorted(public(named)):
+        thing = named[name]
         if inspect.isfunction(thing):
             yield name, thing
         elif inspect.isclass(thing) and thing.__module__.startswith("tensorflow_ranger."):

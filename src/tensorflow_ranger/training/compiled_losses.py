@@ -310,10 +310,6 @@ class CompiledLosses:
                 added.append((owners[id(loss)], part))
         return added
 
-    def forget_added(self):
-        """Forget what layers have added in their last call."""
-        keras_internals.forget_losses(self.model)
-
     def of_batch(self, x, y, y_pred, sample_weight, samples, dtype):
         """Return what `of` returns, for a batch that is one micro-batch.
 

@@ -83,7 +83,7 @@ class WholeLoss:
         leaves = list(outputs.rows[: len(self._has_mask)])
         for place, value in zip(self._floats, inputs[: len(self._floats)], strict=True):
             leaves[place] = value
-        self._compiled_losses.forget_added()
+        keras_internals.forget_losses(self._compiled_losses.model)
         for layer, value in zip(self._owners, inputs[len(self._floats) :], strict=True):
             layer.add_loss(value)
         rest = iter(outputs.rows[len(self._has_mask) :])

@@ -5,6 +5,7 @@ from keras import layers
 
 import tensorflow_ranger as ranger
 from tensorflow_ranger.training.microbatch import install
+from tests.models import temporaries
 
 SAMPLES, SIZE = 22, 5
 
@@ -236,17 +237,13 @@ def test_memory_does_not_depend_on_the_batch_and_the_fold_needs_next_to_none(loo
     model.compile(keras.optimizers.SGD(0.01, momentum=0.5), loss="mse")
     install(model, 32, loop=loop)
 
-    def temporaries(batch):
+    def needed(batch):
         x = np.zeros((batch, 1024), "float32")
-        model._symbolic_build(data_batch=(x[:32], x[:32]))
-        model.make_train_function()
-        _, step = model.make_train_function.__self__._step_for((x, x, None))
-        state = model._get_jax_state(True, True, True, True)
-        return step.temporaries(state, (x, x, None), 32)
+        return temporaries(model, x, x, 32)
 
-    small = temporaries(512)
-    assert temporaries(65536) <= 1.02 * small
-    assert temporaries(512 + 31) <= 1.02 * small  # a remainder uses what the others leave
+    small = needed(512)
+    assert needed(65536) <= 1.02 * small
+    assert needed(512 + 31) <= 1.02 * small  # a remainder uses what the others leave
     assert small <= 0.3 * 4 * model.count_params()
 
 
