@@ -4,6 +4,7 @@ The folders `tensorflow`, `jax` and `torch` hold the same modules with the same 
 folder of the active backend is imported, so a JAX or PyTorch user never pays for TensorFlow.
 
 - `arrays`: arithmetic, random state, and memory, on tensors and variables.
+- `draws`: random numbers by their place in a batch.
 - `replicas`: sums over the replicas of a distributed run.
 - `loops`: the loop over the micro-batches of a batch.
 - `gradients`: sums of gradients for training loops of a user's own.
@@ -28,6 +29,7 @@ def _of_active_backend(module):
 
 
 arrays = _of_active_backend("arrays")
+draws = _of_active_backend("draws")
 replicas = _of_active_backend("replicas")
 loops = _of_active_backend("loops")
 gradients = _of_active_backend("gradients")

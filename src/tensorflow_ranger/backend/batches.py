@@ -28,6 +28,16 @@ def cut(data, start, size):
     )
 
 
+def resized(data, size):
+    """Return `size` samples of `data`: the first ones, or the same again where there are fewer."""
+    copies = -(-size // count(data))
+    if copies > 1:
+        data = keras.tree.map_structure(
+            lambda leaf: None if leaf is None else keras.ops.concatenate([leaf] * copies), data
+        )
+    return cut(data, 0, size)
+
+
 def joined_outputs(parts):
     """Return the `BatchOutputs` of a batch from those of its micro-batches."""
     rows, added = zip(*parts, strict=True)

@@ -59,7 +59,8 @@ class Added(NamedTuple):
 class LoopState(NamedTuple):
     """What a micro-batch hands to the next one, beside the sums of gradients."""
 
-    seeds: Any  #: Values of the seeds.
+    seeds: Any  #: Values of the seeds after the micro-batch; each begins with the batch's own.
+    place: Any  #: Scalar integer; the place in the batch of the next sample.
     metrics: Any  #: Values of the metrics' variables.
     layers: Any  #: State of layers: `StateTotals` of `training.layer_state`.
     samples: Any  #: Scalar; samples so far.

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from tensorflow_ranger.backend import replicas
-from tensorflow_ranger.backend.phases import LoopState
 
 _FAR = 0x3243F6A9  # odd, so that its multiples are all the integers, in no order
 
@@ -70,8 +69,7 @@ def merged(sums, present, state, metrics, before):
     if not replicas.SUMS_METRICS:
         values = [m + ops.cast(g, m.dtype) for m, g in zip(metrics, gained, strict=True)]
         counted = whole
-    state = LoopState(
-        seeds=state.seeds,
+    state = state._replace(
         metrics=values,
         layers=layers._replace(
             values=final,
@@ -80,7 +78,6 @@ def merged(sums, present, state, metrics, before):
         samples=whole,
         loss=loss,
         losses=losses,
-        assigned=state.assigned,
         noise=noise,
     )
     return sums, present, state, counted

@@ -25,7 +25,8 @@ class BatchStep(TwoPasses):
     micro-batch to the sums of gradients, and ``finish`` updates the model. Between them travels the
     `LoopState`: the small state that micro-batches hand on.
 
-    Layers' own state moves once per batch (`LayerState`); seeds advance with every micro-batch.
+    Layers' own state moves once per batch (`LayerState`); seeds advance once, as in a pass
+    over the whole batch: each micro-batch draws the numbers of its own samples (`PlacedDraws`).
 
     Replicas agree on the batch's masses before the first micro-batch (`agreed`), draw from seeds of
     their own, and add up what they have found in `finish`.
@@ -150,6 +151,7 @@ class BatchStep(TwoPasses):
             noise = [noise[0] + squares, noise[1] + (replica_weight or 1.0)]
         state = LoopState(
             seeds=seeds,
+            place=state.place + rows_of(x),
             metrics=metrics,
             layers=self.state.add(state.layers, layers, state.samples, samples, replica_weight),
             samples=state.samples + samples,

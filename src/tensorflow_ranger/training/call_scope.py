@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from tensorflow_ranger.backend import arrays
+from tensorflow_ranger.backend import arrays, keras_internals
 
 
 def lasting(model, assigned):
@@ -24,12 +24,24 @@ class CallScope(keras.StatelessScope):
     Args:
         mapping: Iterable of pairs of variables and the values they begin with.
         weights: Trained variables whose assignments are not differentiated.
+        draws: `PlacedDraws` that answers what layers draw, or None for Keras' own.
     """
 
-    def __init__(self, mapping, weights=()):
+    def __init__(self, mapping, weights=(), draws=None):
         super().__init__(mapping, collect_losses=True)
         self._weights = {id(weight) for weight in weights}
         self._assigned = {}
+        self.draws = draws
+        self._drawing = keras_internals.drawing_by(draws)
+
+    def __enter__(self):
+        super().__enter__()
+        self._drawing.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self._drawing.__exit__(*error)
+        super().__exit__(*error)
 
     @property
     def assigned(self):

@@ -6,10 +6,11 @@ import keras
 from keras import ops
 
 from tensorflow_ranger.accumulation.buffer import accumulator_dtype
-from tensorflow_ranger.backend import arrays, keras_internals, steps
-from tensorflow_ranger.backend.batches import count, cut, first
+from tensorflow_ranger.backend import arrays, draws, keras_internals, steps
+from tensorflow_ranger.backend.batches import count, cut, first, resized
 from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.backend.phases import LoopState
+from tensorflow_ranger.backend.placed_draws import PlacedDraws, multiples
 from tensorflow_ranger.distribution.batch_state import own_seed
 from tensorflow_ranger.training.call_scope import CallScope, lasting
 from tensorflow_ranger.training.compiled_losses import CompiledLosses, copies
@@ -35,6 +36,11 @@ class ForwardPasses:
         self.weights = list(model.trainable_variables)
         self.metrics = list(model.metrics_variables)
         self.seeds = keras_internals.seeds_of(model)
+        self._generators = {id(v) for v in keras_internals.generator_states(model)}
+        #: What each draw of a forward pass has of the samples along its leading axis.
+        self._multiples = None
+        #: States of the seed generators whose numbers are not those of the whole batch.
+        self.unplaced = []
         self.compiled_losses = CompiledLosses(model, tasks, loss)
         self.whole_loss = WholeLoss(self.compiled_losses)
         #: The variables that a loss of the whole batch assigns, once per batch.
@@ -82,6 +88,7 @@ class ForwardPasses:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with self._scope(rows=rows_of(x), also=self.metrics) as scope:
             y_pred = self.call(x)
+            self._find_draws(x, scope.draws)
             self.whole_loss.find(y_pred)
             by_layers = {id(v) for v in scope.assigned}
             self.compiled_losses.inspect(y, y_pred, sample_weight)
@@ -92,6 +99,26 @@ class ForwardPasses:
         assigned = [v for v in scope.assigned if id(v) in by_layers]
         self._find_loss_state([v for v in scope.assigned if id(v) not in by_layers])
         return assigned, y_pred
+
+    def _find_draws(self, x, draws):
+        """Learn which draws have the samples along their leading axis, by a pass of another size.
+
+        Args:
+            x: Inputs of a micro-batch.
+            draws: `PlacedDraws` of a pass over them.
+        """
+        leading, rows = list(draws.leading), count(x)
+        if leading:
+            other = 3 if rows == 2 else 2
+            try:
+                with self._scope(rows=other) as scope:
+                    self.call(resized(x, other))
+            except Exception as error:  # the model may be built for one size
+                if is_out_of_memory(error):
+                    raise
+            else:
+                self._multiples = multiples(leading, rows, scope.draws.leading, other)
+        self.unplaced = list(draws.unplaced.values())
 
     def _find_loss_state(self, assigned):
         metrics = {id(v) for v in self.metrics}
@@ -122,7 +149,7 @@ class ForwardPasses:
         whole, y_pred = self._look(data, initial)
         one, _ = self._look(first, initial, cut(y_pred, 0, half))
         rest = cut(y_pred, half, count(data) - half)
-        later = initial._replace(samples=ops.cast(half, self._dtype))
+        later = initial._replace(samples=ops.cast(half, self._dtype), place=initial.place + half)
         layers = self.state.continued(initial.layers, one.state)
         gone_on = later._replace(metrics=one.metrics, layers=layers)
         return Looks(
@@ -187,6 +214,7 @@ class ForwardPasses:
         zero = ops.zeros((), self._dtype)
         return LoopState(
             seeds=[own_seed(v.value) for v in self.seeds],
+            place=draws.first_place(),
             metrics=[v.value for v in self.metrics],
             layers=self.state.open(),
             samples=zero,
@@ -213,7 +241,8 @@ class ForwardPasses:
         Args:
             weights: Values of the trained weights, or None for their own.
             begun: `LoopState` after the micro-batches before, or None when the batch begins.
-            rows: Samples of the micro-batch.
+            rows: Samples of the micro-batch, which draws the batch's numbers of its own samples
+                from the seeds that the batch began with; or None to go on from the seeds of `begun`.
             carried: Kinds of layers' state that go on from the micro-batch before.
             also: Variables that are read beside the model's own.
         """
@@ -225,12 +254,19 @@ class ForwardPasses:
         if weights is not None:
             pairs += zip(self.weights, weights, strict=True)
         if begun is not None:
-            pairs += zip(self.seeds, begun.seeds, strict=True)
+            pairs += [
+                (v, own_seed(v.value) if rows is not None and id(v) in self._generators else value)
+                for v, value in zip(self.seeds, begun.seeds, strict=True)
+            ]
             pairs += zip(self.metrics, begun.metrics, strict=True)
         with self.state.placed(layers, start, rows, carried) as placed:
             mapping = {id(variable): (variable, value) for variable, value in [*pairs, *placed]}
             reassigned = self.weights if arrays.KEEPS_ALL_ASSIGNMENTS else ()
-            with CallScope(mapping.values(), reassigned) as scope:
+            drawer = None
+            if rows is not None:
+                place = draws.first_place() if begun is None else begun.place
+                drawer = PlacedDraws(place, rows, self._multiples)
+            with CallScope(mapping.values(), reassigned, drawer) as scope:
                 yield scope
 
 

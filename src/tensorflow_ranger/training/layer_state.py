@@ -112,7 +112,7 @@ class LayerState:
                 known.update((id(v), MEAN) for v in (layer.kernel, layer.vector_u))
         known.update((id(v), MEAN) for v in arrays.known_means(self._foreign))
         known.update((id(v), ROWS) for v in self._rows)
-        known.update((id(v), CARRIED) for v in self.variables if _is_seed(v))
+        known.update((id(v), LAST) for v in self.variables if _is_seed(v))
         return known
 
     def find_normalizations(self):

@@ -46,7 +46,13 @@ class TwoPasses(ForwardPasses):
             seeds = [scope.get_current_value(v) for v in self.seeds]
             layers = self.state.read(scope)
         layers = self.state.add(state.layers, layers, state.samples, own, replica_weight)
-        return state._replace(seeds=seeds, layers=layers, samples=state.samples + own), outputs
+        state = state._replace(
+            seeds=seeds,
+            place=state.place + rows_of(x),
+            layers=layers,
+            samples=state.samples + own,
+        )
+        return state, outputs
 
     @property
     def output_specs(self):

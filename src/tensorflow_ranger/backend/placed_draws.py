@@ -1,0 +1,94 @@
+"""Random numbers as a function of a sample's place in its batch, whatever micro-batch it is in.
+
+A draw of plain Keras for a whole batch of B samples has shape (k B, ...): its numbers are those of a
+counter-based generator, one counter per number. A micro-batch of b samples whose first is the
+batch's sample `place` asks for shape (k b, ...), and gets the rows from ``k place`` on.
+"""
+
+from keras import ops
+
+from tensorflow_ranger.backend import draws, keras_internals
+
+_FAR = 0x3243F6A9  # odd, so that its multiples are all the integers, in no order
+
+
+class PlacedDraws:
+    """What Keras' layers draw in one forward pass of a micro-batch.
+
+    Which draws have the samples along their leading axis cannot be told from one shape: an axis of
+    8 may be 8 samples, or 8 units. `multiples` compares two passes.
+
+    Args:
+        place: Scalar; the place in its batch of the micro-batch's first sample.
+        rows: Samples of the micro-batch, or None where a graph does not know them.
+        multiples: What `multiples` returned, or None to take each leading axis that `rows` divides
+            for samples.
+    """
+
+    def __init__(self, place, rows, multiples=None):
+        self._place = place
+        self._rows = rows if isinstance(rows, int) else None
+        self._multiples = multiples
+        #: The leading axis of each draw, in order; None where a graph does not know it.
+        self.leading = []
+        #: States of the `SeedGenerator` objects of draws that have no place, by their ids.
+        self.unplaced = {}
+
+    def draw(self, name, function, arguments):
+        """Return what a layer draws; see `keras_internals.drawing_by`."""
+        shape = draws.shape_of(name, arguments)
+        sizes = draws.static_sizes(shape)
+        multiple = self._next_multiple(sizes)
+        if multiple is None and draws.can_place(name):
+            return draws.drawn(name, function, arguments, shape, None)
+        if multiple and draws.can_place(name):
+            return draws.drawn(name, function, arguments, shape, (self._place, multiple))
+        with keras_internals.drawing_by(self):  # `next_seed` makes this micro-batch's own numbers
+            return function(**arguments)
+
+    def next_seed(self, generator, function):
+        """Return a seed of this micro-batch's own, for numbers that depend on more than a place."""
+        self.unplaced[id(generator.state)] = generator.state
+        seed = function()
+        far = ops.cast(self._place, seed.dtype) * ops.cast(_FAR, seed.dtype)
+        return seed + ops.stack([ops.zeros_like(far), far])
+
+    def _next_multiple(self, sizes):
+        """Return the entries of the leading axis per sample, None for no such axis, 0 if unclear."""
+        number = len(self.leading)
+        self.leading.append(sizes[0] if sizes else 0)
+        if self._multiples is not None and number < len(self._multiples):
+            return self._multiples[number]
+        if not sizes:
+            return None
+        if sizes[0] is None or self._rows is None:
+            return 1 if sizes[0] is None else None
+        return None if sizes[0] % self._rows else sizes[0] // self._rows
+
+
+def multiples(first, first_rows, second, second_rows):
+    """Return for each draw of a pass the entries of its leading axis per sample.
+
+    None is for a draw without samples, 0 for one whose leading axis is neither the same nor
+    proportional in passes of two sizes. Where passes make another number of draws, return None.
+
+    Args:
+        first: ``PlacedDraws.leading`` of a pass over `first_rows` samples.
+        first_rows: Integer >= 1.
+        second: That of a pass over `second_rows` samples.
+        second_rows: Another integer >= 1.
+    """
+    if len(first) != len(second):
+        return None
+    return [
+        _multiple(one, first_rows, other, second_rows)
+        for one, other in zip(first, second, strict=True)
+    ]
+
+
+def _multiple(one, first_rows, other, second_rows):
+    if one == other:
+        return None
+    multiple = one // first_rows
+    is_proportional = one == multiple * first_rows and other == multiple * second_rows
+    return multiple if is_proportional else 0

@@ -1,0 +1,188 @@
+"""PyTorch: a counter-based generator, since the frameworks' own draws one number after the other.
+
+PyTorch's CPU generator is sequential, and the numbers of its CUDA generator depend on the shape. So
+within micro-batches number j of a draw is a hash of the draw's seed and of j: the finalizer of
+SplitMix64 with a second key. The numbers are not those that Keras draws on PyTorch.
+
+References:
+    Steele, Lea, Flood: Fast splittable pseudorandom number generators. OOPSLA 2014.
+    Stafford: Better bit mixing (variant 13), http://zimbry.blogspot.com/2011/09/
+"""
+
+import math
+
+import keras
+import torch
+
+from tensorflow_ranger.backend import keras_internals
+
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_BLOCK = 2**17  # hashes at a time: they stay in the processor's cache
+
+
+def first_place():
+    """Return the place of a batch's first sample, as a scalar that micro-batches add up."""
+    return 0
+
+
+def can_place(name):
+    """Return whether the function of `keras.random` of this name draws each number by its place."""
+    return True
+
+
+def shape_of(name, arguments):
+    """Return the shape that a function of `keras.random` draws numbers of."""
+    if name != "dropout":
+        return tuple(arguments["shape"])
+    shape, noise_shape = arguments["inputs"].shape, arguments["noise_shape"]
+    if noise_shape is None:
+        return tuple(shape)
+    return tuple(shape[i] if size is None else size for i, size in enumerate(noise_shape))
+
+
+def static_sizes(shape):
+    """Return `shape` as a list of integers."""
+    return [int(size) for size in shape]
+
+
+@torch.compiler.disable
+@torch.no_grad()
+def _numbers(seed, shape, rows, width):
+    """Return integers of `width` random bits, 32 or 64, of the rows of a draw."""
+    count, start = math.prod(shape), 0
+    if rows is not None:
+        place, multiple = rows
+        start = place * multiple * math.prod(shape[1:])
+    keys = _keys(*(int(number) for number in keras_internals.drawn_seed(seed)))
+    device = keras_internals.drawing_device()
+    if width == 64:
+        return _hashes(start, count, keys, device).view(shape)
+    first, last = start // 2, (start + count + 1) // 2
+    halves = _hashes(first, last - first, keys, device).view(torch.int32)
+    return halves[start % 2 :][:count].view(shape)
+
+
+def _keys(first, second):
+    mixed = _mixed(_mixed(first + _GOLDEN) + second)
+    return _signed(mixed), _signed(_mixed(mixed + _GOLDEN))
+
+
+def _mixed(number):
+    number &= 2**64 - 1
+    number = (number ^ number >> 30) * _FIRST & 2**64 - 1
+    number = (number ^ number >> 27) * _SECOND & 2**64 - 1
+    return number ^ number >> 31
+
+
+def _signed(number):
+    number &= 2**64 - 1
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _hashes(first, count, keys, device):
+    """Return `count` int64 of random bits, those of the counters from `first` on."""
+    numbers = torch.arange(first, first + count, device=device)
+    block = _BLOCK if numbers.device.type == "cpu" else max(count, 1)
+    shifted = torch.empty_like(numbers[:block])
+    for part in numbers.split(block):
+        part.mul_(_signed(_GOLDEN)).add_(keys[0])
+        _fold(part, 30, shifted).mul_(_signed(_FIRST)).bitwise_xor_(keys[1])
+        _fold(part, 27, shifted).mul_(_signed(_SECOND))
+        _fold(part, 31, shifted)
+    return numbers
+
+
+def _fold(part, bits, shifted):
+    # An arithmetic shift repeats the sign: the mask makes it a logical one.
+    shifted = torch.bitwise_right_shift(part, bits, out=shifted[: len(part)])
+    return part.bitwise_xor_(shifted.bitwise_and_(2 ** (64 - bits) - 1))
+
+
+def _unit(seed, shape, rows, dtype):
+    """Return numbers in [0, 1)."""
+    if dtype == torch.float64:
+        bits = _numbers(seed, shape, rows, 64)
+        return bits.bitwise_right_shift_(11).to(dtype).mul_(2.0**-53).add_(0.5)
+    # As many bits as every dtype holds exactly: what is rounded up could be 1.
+    kept = {torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}[dtype]
+    bits = _numbers(seed, shape, rows, 32).bitwise_right_shift_(32 - kept)
+    return bits.to(torch.float32).mul_(2.0**-kept).add_(0.5).to(dtype)
+
+
+def _central(seed, shape, rows, dtype):
+    """Return numbers in (-1, 1), as many above 0 as below and none that is 0."""
+    width, kept = (64, 53) if dtype == torch.float64 else (32, 24)
+    bits = _numbers(seed, shape, rows, width).bitwise_right_shift_(width - kept)
+    return bits.to(dtype).mul_(2.0 ** (1 - kept)).add_(2.0**-kept)
+
+
+def _uniform(seed, shape, rows, minval, maxval, dtype):
+    unit = _unit(seed, shape, rows, _torch_dtype(dtype))
+    return unit.mul_(maxval - minval).add_(minval)
+
+
+def _normal(seed, shape, rows, mean, stddev, dtype):
+    """Return normally distributed numbers, as the inverse of their distribution makes them."""
+    dtype = _torch_dtype(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    standard = _central(seed, shape, rows, wide).erfinv_()
+    return standard.mul_(math.sqrt(2.0) * stddev).add_(mean).to(dtype)
+
+
+def _truncated_normal(seed, shape, rows, mean, stddev, dtype):
+    """Return what of a normal distribution is within two deviations of its mean."""
+    dtype = _torch_dtype(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    edge = math.erf(math.sqrt(2.0))
+    standard = _central(seed, shape, rows, wide).mul_(edge).erfinv_().mul_(math.sqrt(2.0))
+    return standard.clamp_(-2.0, 2.0).mul_(stddev).add_(mean).to(dtype)
+
+
+def _randint(seed, shape, rows, minval, maxval, dtype):
+    count = maxval - minval
+    if count <= 2**31:
+        # The high bits of a product favour a number by less than 2^-32 times the count.
+        bits = _numbers(seed, shape, rows, 32).to(torch.int64).add_(2**31)
+        found = bits.mul_(count).bitwise_right_shift_(32)
+    else:
+        found = _numbers(seed, shape, rows, 64).bitwise_and_(2**63 - 1).remainder_(count)
+    return found.add_(minval).to(_torch_dtype(dtype))
+
+
+def _dropout(seed, shape, rows, inputs, rate, noise_shape):
+    if rate == 0.0:
+        return inputs
+    if rate == 1.0:
+        return torch.zeros_like(inputs)
+    bits = _numbers(seed, shape, rows, 32)
+    keep = bits < round((1.0 - rate) * 2**32) - 2**31
+    return torch.where(keep, inputs / (1.0 - rate), torch.zeros((), dtype=inputs.dtype))
+
+
+_FUNCTIONS = {
+    "dropout": _dropout,
+    "normal": _normal,
+    "randint": _randint,
+    "truncated_normal": _truncated_normal,
+    "uniform": _uniform,
+}
+
+
+def drawn(name, function, arguments, shape, rows):
+    """Return what ``function(**arguments)`` makes of the numbers of these rows.
+
+    Args:
+        name: Name of a function of `keras.random`.
+        function: The function.
+        arguments: Dict of all its arguments.
+        shape: What `shape_of` returned.
+        rows: Pair of the place of the first sample and the rows per sample, or None for the first
+            numbers of the seed.
+    """
+    if keras_internals.drawing_device() == "meta":  # no numbers, but shapes
+        return function(**arguments)
+    return _FUNCTIONS[name](**{**arguments, "shape": shape, "rows": rows})
+
+
+def _torch_dtype(dtype):
+    return getattr(torch, keras.backend.standardize_dtype(dtype or keras.config.floatx()))
