@@ -77,7 +77,7 @@ def _normal(shape, rows, mean, stddev, dtype, seed):
     operation = functools.partial(tf.raw_ops.StatelessRandomNormalV2, dtype=dtype)
     # What XLA draws depends on the shape of all: numbers in one row depend on their place alone.
     numbers = _numbers(operation, seed, shape, rows, dtype, in_one_row=True)
-    return numbers * tf.cast(stddev, dtype) + tf.cast(mean, dtype)
+    return numbers * tf.convert_to_tensor(stddev, dtype) + tf.convert_to_tensor(mean, dtype)
 
 
 def _randint(shape, rows, minval, maxval, dtype, seed):
@@ -124,7 +124,9 @@ def _numbers(operation, seed, shape, rows, dtype, in_one_row=False):
     if not (isinstance(per_sample, int) and per_sample % group == 0):
         numbers = draw(shape=[(count + group - 1 + group - 1) // group * group])
         return tf.reshape(tf.slice(numbers, [start % group], [count]), tf.stack(sizes))
-    return tf.reshape(draw(shape=[count]), tf.stack(sizes)) if in_one_row else draw(shape=tf.stack(sizes))
+    if in_one_row:
+        return tf.reshape(draw(shape=[count]), tf.stack(sizes))
+    return draw(shape=tf.stack(sizes))
 
 
 def _as_keras_casts(seed):
@@ -145,9 +147,7 @@ def _sizes(shape):
         return list(shape)
     sizes = tf.unstack(shape) if tf.is_tensor(shape) else list(shape)
     known = [tf.get_static_value(size) for size in sizes]
-    return [
-        size if value is None else int(value) for size, value in zip(sizes, known, strict=True)
-    ]
+    return [size if value is None else int(value) for size, value in zip(sizes, known, strict=True)]
 
 
 def _dtype(dtype):
