@@ -54,7 +54,7 @@ class PlacedDraws:
         return seed + ops.stack([ops.zeros_like(far), far])
 
     def _next_multiple(self, sizes):
-        """Return the entries of the leading axis per sample, None for no such axis, 0 if unclear."""
+        """Return the leading axis' entries per sample, None for no such axis, 0 if unclear."""
         number = len(self.leading)
         self.leading.append(sizes[0] if sizes else 0)
         if self._multiples is not None and number < len(self._multiples):

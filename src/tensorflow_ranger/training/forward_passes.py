@@ -242,7 +242,7 @@ class ForwardPasses:
             weights: Values of the trained weights, or None for their own.
             begun: `LoopState` after the micro-batches before, or None when the batch begins.
             rows: Samples of the micro-batch, which draws the batch's numbers of its own samples
-                from the seeds that the batch began with; or None to go on from the seeds of `begun`.
+                from the seeds that the batch began with; or None to go on from those of `begun`.
             carried: Kinds of layers' state that go on from the micro-batch before.
             also: Variables that are read beside the model's own.
         """
