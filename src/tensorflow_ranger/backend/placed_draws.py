@@ -1,6 +1,6 @@
 """Random numbers as a function of a sample's place in its batch, whatever micro-batch it is in.
 
-A draw of plain Keras for a whole batch of B samples has shape (k B, ...): its numbers are those of a
+A draw of plain Keras for a batch of B samples has shape (k B, ...): its numbers are those of a
 counter-based generator, one counter per number. A micro-batch of b samples whose first is the
 batch's sample `place` asks for shape (k b, ...), and gets the rows from ``k place`` on.
 """

@@ -22,12 +22,14 @@ class Examination:
         state: `LayerState`; of its unclear variables the kind is found.
         shares: `CompiledLosses`; of its questions it is found whether they are means or sums.
         metrics: `MetricsOfBatch`; of its unclear metrics it is found whether they add up.
+        is_random: Whether layers draw numbers that are not functions of a sample's place.
     """
 
-    def __init__(self, state, shares, metrics):
+    def __init__(self, state, shares, metrics, is_random):
         self._state = state
         self._compiled_losses = shares
         self._metrics = metrics
+        self._is_random = is_random
         self.is_settled = True
 
     def run(self, run, data, size):
@@ -66,7 +68,7 @@ class Examination:
 
     def _learn(self, looks, fraction):
         tolerance = tolerance_of(self._compiled_losses.model)
-        is_noisy = looks.drew or self._state.has_normalizations
+        is_noisy = self._is_random or self._state.has_normalizations
         found = []
         for place in self._state.unclear:
             begun, *after = (look.state[place] for look in looks)

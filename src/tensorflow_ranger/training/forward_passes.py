@@ -135,7 +135,9 @@ class ForwardPasses:
         losses = self.compiled_losses
         asks = losses.questions or losses.suspects
         if asks or self.state.unclear or self.metrics_of_batch.unclear:
-            examination = Examination(self.state, self.compiled_losses, self.metrics_of_batch)
+            examination = Examination(
+                self.state, self.compiled_losses, self.metrics_of_batch, bool(self.unplaced)
+            )
             self.unknown = examination.run(run, data, size)
             self.is_settled = examination.is_settled
         self.state.find_normalizations()
@@ -145,7 +147,7 @@ class ForwardPasses:
         half = count(data) // 2
         first, second = cut(data, 0, half), cut(data, half, count(data) - half)
         initial = self.initial()
-        begun = Look(initial.layers.values, [], initial.metrics, initial.seeds, [])
+        begun = Look(initial.layers.values, [], initial.metrics, [])
         whole, y_pred = self._look(data, initial)
         one, _ = self._look(first, initial, cut(y_pred, 0, half))
         rest = cut(y_pred, half, count(data) - half)
@@ -179,9 +181,8 @@ class ForwardPasses:
             answers = self.compiled_losses.answers(x, y, y_pred, copies(sample_weight))
             values = self.compiled_losses.values_of_suspects(y, y_pred, copies(sample_weight))
             state = self.state.read(scope)
-        seeds = [scope.get_current_value(v) for v in self.seeds]
         metrics = self.metrics_of_batch.updated(begun.metrics, y, y_pred, copies(sample_weight))
-        return Look(state, answers, metrics, seeds, values), outputs
+        return Look(state, answers, metrics, values), outputs
 
     @property
     def losses(self):

@@ -22,7 +22,6 @@ class Look(NamedTuple):
     state: list[Any]  #: Values of the variables that layers assigned.
     answers: list[Any]  #: Scalars: the losses that are one number.
     metrics: list[Any]  #: Values of the metrics' variables.
-    seeds: list[Any]  #: Values of the seeds.
     values: list[Any]  #: What losses make of each sample, where samples may meet in them.
 
 
@@ -34,12 +33,6 @@ class Looks(NamedTuple):
     first: Look
     second: Look
     continued: Look  #: The second half, from the state and the metrics that the first one left.
-
-    @property
-    def drew(self):
-        """Whether random numbers were drawn."""
-        pairs = zip(self.begun.seeds, self.whole.seeds, strict=True)
-        return any(not np.array_equal(old, new) for old, new in pairs)
 
 
 def kind_of_number(whole, first, second, fraction, tolerance, is_noisy):

@@ -9,24 +9,27 @@ import keras
 import numpy as np
 from keras import ops
 
-from tensorflow_ranger.backend import arrays, keras_internals
+from tensorflow_ranger.backend import arrays, draws, keras_internals
 from tensorflow_ranger.backend.batches import count
+from tensorflow_ranger.backend.placed_draws import PlacedDraws
 from tensorflow_ranger.checks.wrapped_optimizers import chain
+from tensorflow_ranger.training.call_scope import CallScope
 from tensorflow_ranger.training.verification.dry_run import largest
 
 
 def training_reasons(model, data, whole, differences):
-    """Return which layers drew random numbers or assigned state."""
+    """Return which layers drew numbers that are not the whole batch's, or assigned state."""
     reasons = [
         f"The gradient of {path} is not finite."
         for path, difference in differences.items()
         if not math.isfinite(difference)
     ]
     before = [ops.convert_to_numpy(v.value) for v in whole.dry_run.seeds]
+    unplaced = {id(variable) for variable in whole.dry_run.unplaced}
     drawn = [
         variable
         for variable, old, new in zip(whole.dry_run.seeds, before, whole.seeds, strict=True)
-        if not np.array_equal(old, new)
+        if id(variable) in unplaced and not np.array_equal(old, new)
     ]
     drawers = _owners(model, drawn)
     if arrays.random_state():
@@ -161,7 +164,7 @@ class _Call:
         layer: The layer.
         inputs: Its arguments' arrays; None for one that a loop or a graph keeps to itself.
         outputs: Its outputs' arrays.
-        drew: Whether it drew from PyTorch's own generators, as `Dropout` without a seed does.
+        drew: Whether it drew from PyTorch's own generators, as `torch.nn.Dropout` does.
     """
 
     layer: Any
@@ -189,7 +192,8 @@ def _calls(model, x, training):
 
     layers = keras_internals.layers_of(model)
     own = [vars(layer).get("call") for layer in layers]
-    with arrays.kept(model), keras.StatelessScope(collect_losses=True):
+    drawer = PlacedDraws(draws.first_place(), count(x))
+    with arrays.kept(model), CallScope((), draws=drawer):
         # Past Keras' __setattr__, which keeps record of attributes.
         vars_of = [(vars(layer), watched(layer)) for layer in layers]
         for attributes, watch in vars_of:
