@@ -58,6 +58,13 @@ def normalized():
     return classifier(keras.layers.BatchNormalization())
 
 
+def drawing():
+    """Return a network whose layers draw random numbers."""
+    keras.utils.set_random_seed(1)  # from which layers have their seeds
+    layers = keras.layers
+    return classifier(layers.Dropout(0.3), layers.GaussianNoise(0.1), layers.Dropout(0.2, seed=1))
+
+
 def tagger():
     """Return a network that tags the words of sentences of up to 5."""
     keras.utils.set_random_seed(1)
@@ -124,6 +131,8 @@ CASES = {
     "uneven": Case(sgd, classifier, last=21),
     "contrasting": Case(sgd, contrasting, last=21, has_loss=True),
     "contrasting_even": Case(sgd, contrasting, last=22, has_loss=True),
+    "drawing": Case(sgd, drawing, last=21),
+    "drawing_even": Case(sgd, drawing, last=22),
     "ranger": Case(lambda: ranger.Ranger(0.02), classifier),
     "streaming": Case(windows, classifier, size=None),
     # One sample is of one replica: all leave its micro-batch out.

@@ -11,17 +11,20 @@ SCALARS = 64  # bytes an update may send beside its gradients: masses, losses an
 
 # What an engine trains in every suite, and what in the thorough run alone. Each makes a run of its
 # own. Keras' own train step fails under several TensorFlow workers.
-QUICK = ["masks", "batch_normalization", "contrasting", "streaming"]
+QUICK = ["masks", "batch_normalization", "contrasting", "drawing", "streaming"]
 OTHERS = ["uneven", "ranger", "not_finite"]
 ENGINES = {
     "tensorflow": {
         "tensorflow_mirrored": (QUICK, OTHERS),
-        "tensorflow_workers": (["masks"], ["batch_normalization", "contrasting", "ranger"]),
+        "tensorflow_workers": (
+            ["masks"],
+            ["batch_normalization", "contrasting", "drawing", "ranger"],
+        ),
     },
     "jax": {
         "jax_data_parallel": (QUICK, OTHERS),
         # Keras gives each process as many samples.
-        "jax_processes": (["masks", "contrasting_even"], ["batch_normalization"]),
+        "jax_processes": (["masks", "contrasting_even", "drawing_even"], ["batch_normalization"]),
         "jax_model_parallel": ([], ["masks", "streaming"]),
     },
     "torch": {"torch_processes": (QUICK, OTHERS)},

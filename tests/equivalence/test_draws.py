@@ -68,7 +68,9 @@ def network(body, **settings):
     keras.utils.set_random_seed(1)
     inputs = keras.Input((LENGTH, FEATURES))
     model = keras.Model(inputs, layers.Dense(2)(body(inputs)))
-    model.compile(keras.optimizers.Adam(0.01), "mse", **{"jit_compile": BACKEND == "jax"} | settings)
+    model.compile(
+        keras.optimizers.Adam(0.01), "mse", **{"jit_compile": BACKEND == "jax"} | settings
+    )
     return model
 
 

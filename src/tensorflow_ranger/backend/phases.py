@@ -174,8 +174,11 @@ class Phases(Protocol):
         """Return the masses of a micro-batch, one scalar per loss."""
         ...
 
-    def agreed(self, samples: Any, masses: Any) -> tuple[Any, Any]:
-        """Return the batch's samples and masses, from those of this replica's part of it."""
+    def agreed(self, parts: Any, masses: Any) -> tuple[Any, Any, list[Any]]:
+        """Return the batch's samples and masses, and the place in it of each part's first sample.
+
+        A part is a pair ``(data, weight)`` of what this replica has, with masses in all.
+        """
         ...
 
     def add(

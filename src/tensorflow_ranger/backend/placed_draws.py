@@ -23,12 +23,14 @@ class PlacedDraws:
         rows: Samples of the micro-batch, or None where a graph does not know them.
         multiples: What `multiples` returned, or None to take each leading axis that `rows` divides
             for samples.
+        find: Function that returns `multiples` when there is a draw, or None.
     """
 
-    def __init__(self, place, rows, multiples=None):
+    def __init__(self, place, rows, multiples=None, find=None):
         self._place = place
         self._rows = rows if isinstance(rows, int) else None
         self._multiples = multiples
+        self._find = find
         #: The leading axis of each draw, in order; None where a graph does not know it.
         self.leading = []
         #: States of the `SeedGenerator` objects of draws that have no place, by their ids.
@@ -36,6 +38,9 @@ class PlacedDraws:
 
     def draw(self, name, function, arguments):
         """Return what a layer draws; see `keras_internals.drawing_by`."""
+        if self._find is not None:
+            find, self._find = self._find, None
+            self._multiples = find()
         shape = draws.shape_of(name, arguments)
         sizes = draws.static_sizes(shape)
         multiple = self._next_multiple(sizes)

@@ -6,8 +6,6 @@ from keras import ops
 
 from tensorflow_ranger.backend import replicas
 
-_FAR = 0x3243F6A9  # odd, so that its multiples are all the integers, in no order
-
 
 class StateBefore(NamedTuple):
     """The layers' state that a batch began with, and how replicas make one of what they found."""
@@ -18,18 +16,20 @@ class StateBefore(NamedTuple):
     normalized: list[int]  #: Places of the means whose spreads are held.
 
 
-def merged(sums, present, state, metrics, before):
+def merged(sums, present, state, metrics, seeds, before):
     """Return the sums and the state of the whole batch.
 
     Losses and gradients are added up over the replicas. Layers' state is the mean weighted by
     samples; its spread is the total variance: that within the replicas plus that between them. A
     metric gains what it gained on any replica, which is exact for metrics that add up: Keras' do.
+    Seeds advance as they did on the replicas that had samples, which is alike.
 
     Args:
         sums: List of tensors; the gradients' sums on this replica.
         present: Empty list, or one tensor with a 1 for each sum that has a gradient in it.
         state: `LoopState` of this replica after its last micro-batch.
         metrics: List of tensors; the values of ``state.metrics`` when the batch began.
+        seeds: List of tensors of shape ``(2,)``; the values of ``state.seeds`` then.
         before: `StateBefore`.
 
     Returns:
@@ -45,6 +45,7 @@ def merged(sums, present, state, metrics, before):
     groups = [
         sums,
         [samples, state.loss, *state.losses],
+        _advances(state, seeds),
         moved,
         [gains[i] for i in before.summed],
         squares,
@@ -53,9 +54,10 @@ def merged(sums, present, state, metrics, before):
         state.noise,
         present,
     ]
-    sums, (whole, loss, *losses), moved, summed, squares, spreads, gained, noise, present = (
-        _sum_groups(groups)
+    sums, totals, advances, moved, summed, squares, spreads, gained, noise, present = _sum_groups(
+        groups
     )
+    whole, loss, *losses = totals
     final = list(layers.values)
     for i, move in zip(before.averaged, moved, strict=True):
         final[i] = before.values[i] + move / _like(whole, move)
@@ -70,6 +72,7 @@ def merged(sums, present, state, metrics, before):
         values = [m + ops.cast(g, m.dtype) for m, g in zip(metrics, gained, strict=True)]
         counted = whole
     state = state._replace(
+        seeds=_advanced(seeds, advances),
         metrics=values,
         layers=layers._replace(
             values=final,
@@ -83,21 +86,49 @@ def merged(sums, present, state, metrics, before):
     return sums, present, state, counted
 
 
-def own_seed(seed):
-    """Return the seed of this replica's draws in a batch, from the seed that all replicas share."""
-    if replicas.count() == 1:
-        return seed
-    number = ops.cast(replicas.index() + 1, seed.dtype)
-    stride = ops.cast(replicas.count() + 1, seed.dtype)
-    offset = (number + seed[1] * stride) * ops.cast(_FAR, seed.dtype)
-    return ops.stack([seed[0] + offset, ops.zeros_like(seed[1])])
+def _advances(state, seeds):
+    """Return by how many each seed has advanced, and whether there were samples at all."""
+    has_rows = ops.sign(state.samples)
+    steps = [after[1] - seed[1] for after, seed in zip(state.seeds, seeds, strict=True)]
+    return [has_rows * _like(step, has_rows) for step in steps] + [has_rows] * bool(seeds)
 
 
-def next_seed(before, after):
-    """Return the seed of the next batch, the same on all replicas however much each has drawn."""
-    if replicas.count() == 1:
-        return after
-    return ops.stack([before[0], before[1] + ops.ones_like(before[1])])
+def _advanced(seeds, advances):
+    *steps, ran = advances or [1.0]
+    return [
+        ops.stack([seed[0], seed[1] + _like(ops.round(step / ran), seed)])
+        for seed, step in zip(seeds, steps, strict=True)
+    ]
+
+
+def first_places(counts, copies):
+    """Return where in the batch the rows of each part of this replica begin.
+
+    The batch is the rows of one replica after those of another. Replicas that share the rows of a
+    part are of one process: the batch is then the rows of one process after those of another, and
+    of a process first those that each of its replicas has for itself.
+
+    Args:
+        counts: List of tensors of shape ``(replicas,)``; of each part the rows on each replica.
+        copies: List of integers; how many replicas, one after the other, have the same rows.
+    """
+    numbers, index, process = ops.arange(replicas.count()), replicas.index(), max(copies)
+    first = index // process * process
+    is_here = (numbers >= first) & (numbers < first + process)
+    counts = [
+        ops.where(numbers % alike == 0, rows, ops.zeros_like(rows))
+        for rows, alike in zip(counts, copies, strict=True)
+    ]
+    start = sum(_sum_where(numbers < first, rows) for rows in counts)
+    places = []
+    for rows, alike in zip(counts, copies, strict=True):
+        places.append(start + _sum_where(is_here & (numbers < index // alike * alike), rows))
+        start = start + _sum_where(is_here, rows)
+    return places
+
+
+def _sum_where(is_counted, values):
+    return ops.sum(ops.where(is_counted, values, ops.zeros_like(values)))
 
 
 def _differences(values, others):

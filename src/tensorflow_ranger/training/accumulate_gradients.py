@@ -8,6 +8,7 @@ import keras
 
 from tensorflow_ranger.backend import arrays, gradients
 from tensorflow_ranger.checks import arguments
+from tensorflow_ranger.training.batch_draws import BatchDraws
 from tensorflow_ranger.training.gradient_inputs import checked_batch, checked_variables
 
 
@@ -24,7 +25,9 @@ def accumulate_gradients(
 
     A mean loss ``L_k`` over ``B_k`` samples stands for ``S_k = B_k L_k`` and ``D_k = B_k``. The
     samples that are left when `size` does not divide the batch are a micro-batch of their own.
-    Layers that look at the whole batch (BatchNormalization) see a micro-batch instead.
+    Layers that look at the whole batch (BatchNormalization) see a micro-batch instead. What Keras'
+    layers draw, such as dropout's masks, is what they would draw for the whole batch, and the next
+    batch draws other numbers; on JAX it draws them from the seeds that `loss_fn` gives the layers.
 
     A loss in which samples meet (contrastive, ranking) is no sum over micro-batches. With
     `outputs_fn` it is computed once, on the outputs of the whole batch:
@@ -125,6 +128,7 @@ def accumulate_gradients(
         result = loss_fn(*arguments)
         return _without_aux(result) if has_aux else (result, ())
 
+    placed = BatchDraws(batch, size)
     if outputs_fn is not None:
 
         def loss_and_aux(*arguments):
@@ -132,7 +136,11 @@ def accumulate_gradients(
             return _checked_scalar(result), aux
 
         value, aux, found = gradients.accumulate_whole(
-            loss_and_aux, outputs_fn, variables, batch, size
+            placed.of_outputs(loss_and_aux),
+            placed.placed(outputs_fn),
+            variables,
+            placed.batch,
+            size,
         )
     else:
 
@@ -141,10 +149,11 @@ def accumulate_gradients(
             return *_checked_loss(result), _checked_aux(aux)
 
         value, mass, aux, found = gradients.accumulate(
-            loss_mass_and_aux, variables, batch, size, has_aux
+            placed.placed(loss_mass_and_aux), variables, placed.batch, size, has_aux
         )
         _warn_of_small_mass(mass, gradients.leaves(batch)[0].shape[0], size)
     _require_gradients(found)
+    placed.close()
     return ((value, aux) if has_aux else value), found
 
 

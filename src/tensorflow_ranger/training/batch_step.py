@@ -5,10 +5,10 @@ import warnings
 import keras
 from keras import ops
 
-from tensorflow_ranger.backend import arrays, keras_internals, replicas, steps
+from tensorflow_ranger.backend import arrays, draws, keras_internals, replicas, steps
 from tensorflow_ranger.backend.phases import LoopState
 from tensorflow_ranger.batch_size import noise_scale
-from tensorflow_ranger.distribution.batch_state import merged, next_seed
+from tensorflow_ranger.distribution.batch_state import first_places, merged
 from tensorflow_ranger.training.forward_passes import rows_of
 from tensorflow_ranger.training.metrics_of_batch import (
     joined,
@@ -28,8 +28,8 @@ class BatchStep(TwoPasses):
     Layers' own state moves once per batch (`LayerState`); seeds advance once, as in a pass
     over the whole batch: each micro-batch draws the numbers of its own samples (`PlacedDraws`).
 
-    Replicas agree on the batch's masses before the first micro-batch (`agreed`), draw from seeds of
-    their own, and add up what they have found in `finish`.
+    Replicas agree on the batch's masses and on the places of their samples before the first
+    micro-batch (`agreed`), and add up what they have found in `finish`.
 
     Args:
         model: A compiled and built Keras model.
@@ -77,12 +77,28 @@ class BatchStep(TwoPasses):
         scaled = self.model.optimizer.scale_loss(one)
         return self.accumulator.factor(), None if scaled is one else scaled
 
-    def agreed(self, samples, masses):
-        """Return the batch's samples and masses, from those of this replica's part of it."""
+    def agreed(self, parts, masses):
+        """Return what the replicas know of the batch together.
+
+        Args:
+            parts: List of ``(data, weight)``: what of the batch this replica has, and 1/n if n
+                replicas have the same samples, else None.
+            masses: The masses of what this replica has, or None.
+
+        Returns:
+            Tuple ``(samples, masses, places)``: those of the batch, and the place in it of the
+            first sample of each part.
+        """
+        counts = [self.count(data) for data, _ in parts]
         if replicas.count() == 1:
-            return samples, masses
-        samples, *sums = replicas.sum_over([samples, *(masses or ())])
-        return samples, masses and sums
+            return sum(counts), masses, [draws.place(0)]
+        is_own = ops.arange(replicas.count()) == replicas.index()
+        counts = [ops.where(is_own, rows, ops.zeros_like(rows)) for rows in counts]
+        sums = replicas.sum_over([*counts, *(masses or ())])
+        counts, masses = sums[: len(parts)], masses and sums[len(parts) :]
+        copies = [round(1 / (weight or 1.0)) for _, weight in parts]
+        samples = sum(ops.sum(rows) / n for rows, n in zip(counts, copies, strict=True))
+        return samples, masses, [draws.place(place) for place in first_places(counts, copies)]
 
     def add(self, sums, state, data, totals, replica_weight=None, slopes=None):
         """Add one micro-batch.
@@ -174,7 +190,7 @@ class BatchStep(TwoPasses):
         """
         sums, state, counted = self._over_replicas(sums, state)
         for variable, value in zip(self.seeds, state.seeds, strict=True):
-            variable.assign(next_seed(variable.value, value))
+            variable.assign(value)
         for variable, value in zip(self.metrics, state.metrics, strict=True):
             variable.assign(value)
         self.state.assign(state.layers, state.samples)
@@ -208,7 +224,8 @@ class BatchStep(TwoPasses):
         sums, present = steps.filled(sums, self.accumulator.open, state.samples)
         before = self.state.before(state.layers)
         metrics = [v.value for v in self.metrics]
-        sums, present, state, counted = merged(sums, present, state, metrics, before)
+        seeds = [v.value for v in self.seeds]
+        sums, present, state, counted = merged(sums, present, state, metrics, seeds, before)
         if present:
             self.has_gradient = [bool(count) for count in present[0]]
         return sums, state, counted

@@ -11,7 +11,6 @@ from tensorflow_ranger.backend.batches import count, cut, first, resized
 from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.backend.phases import LoopState
 from tensorflow_ranger.backend.placed_draws import PlacedDraws, multiples
-from tensorflow_ranger.distribution.batch_state import own_seed
 from tensorflow_ranger.training.call_scope import CallScope, lasting
 from tensorflow_ranger.training.compiled_losses import CompiledLosses, copies
 from tensorflow_ranger.training.examination import Examination
@@ -214,8 +213,8 @@ class ForwardPasses:
         """Return the `LoopState` that a batch begins with."""
         zero = ops.zeros((), self._dtype)
         return LoopState(
-            seeds=[own_seed(v.value) for v in self.seeds],
-            place=draws.first_place(),
+            seeds=[v.value for v in self.seeds],
+            place=draws.place(0),
             metrics=[v.value for v in self.metrics],
             layers=self.state.open(),
             samples=zero,
@@ -256,7 +255,7 @@ class ForwardPasses:
             pairs += zip(self.weights, weights, strict=True)
         if begun is not None:
             pairs += [
-                (v, own_seed(v.value) if rows is not None and id(v) in self._generators else value)
+                (v, v.value if rows is not None and id(v) in self._generators else value)
                 for v, value in zip(self.seeds, begun.seeds, strict=True)
             ]
             pairs += zip(self.metrics, begun.metrics, strict=True)
@@ -265,7 +264,7 @@ class ForwardPasses:
             reassigned = self.weights if arrays.KEEPS_ALL_ASSIGNMENTS else ()
             drawer = None
             if rows is not None:
-                place = draws.first_place() if begun is None else begun.place
+                place = draws.place(0) if begun is None else begun.place
                 drawer = PlacedDraws(place, rows, self._multiples)
             with CallScope(mapping.values(), reassigned, drawer) as scope:
                 yield scope

@@ -6,6 +6,24 @@ import jax.numpy as jnp
 from tensorflow_ranger.backend.jax.loops import fold
 
 
+ASSIGNS_SEEDS = False  # a pure function assigns nothing
+
+
+def is_traced():
+    """Return whether functions run on arrays without values: always, within the loop."""
+    return True
+
+
+def look(function, batch, rows):
+    """Call ``function(micro_batch)`` of so many samples, for what it does when it is traced."""
+
+    def call(batch):
+        samples = jnp.arange(rows) % leaves(batch)[0].shape[0]
+        return function(map_leaves(lambda leaf: jnp.asarray(leaf)[samples], batch))
+
+    jax.eval_shape(call, batch)
+
+
 def leaves(batch):
     """Return the arrays of the pytree `batch`, without its None leaves."""
     return jax.tree.leaves(batch)

@@ -244,13 +244,14 @@ class JaxStep:
                 masses = [jnp.zeros((), loop_state.samples.dtype) for _ in loop_state.losses]
                 for data, weight in parts:
                     masses = fold(functools.partial(self._add_masses, weight), masses, data, size)
-            samples = sum(count(data) * (weight or 1.0) for data, weight in parts)
-            samples = jnp.asarray(samples, loop_state.samples.dtype)
-            totals = BatchTotals(*phases.agreed(samples, masses), factor, scale)
+            samples, masses, places = phases.agreed(parts, masses)
+            totals = BatchTotals(samples, masses, factor, scale)
             slopes = [None] * len(parts)
             if phases.cuts:
-                sums, loop_state, slopes = self._cut_parts(sums, loop_state, parts, size, totals)
-            for (data, weight), each in zip(parts, slopes, strict=True):
+                sums, loop_state, slopes = self._cut_parts(
+                    sums, loop_state, parts, places, size, totals
+                )
+            for (data, weight), place, each in zip(parts, places, slopes, strict=True):
 
                 def add(state, batch, weight=weight, each=each):
                     micro_batch, rows = batch
@@ -261,14 +262,15 @@ class JaxStep:
                     return sums, loop_state
 
                 batch = (data, None if each is None else each.rows)
-                sums, loop_state = fold(add, (sums, loop_state), batch, size)
+                begun = sums, loop_state._replace(place=place)
+                sums, loop_state = fold(add, begun, batch, size)
             logs = phases.finish(sums, loop_state, rows)
         return logs, self._state(scope)
 
-    def _cut_parts(self, sums, loop_state, parts, size, totals):
+    def _cut_parts(self, sums, loop_state, parts, places, size, totals):
         """Run the parts forward, and the loss of all; return what `Phases.differentiate` does."""
         phases, specs, ended, found = self._phases, self._phases.output_specs, loop_state, []
-        for data, weight in parts:
+        for (data, weight), place in zip(parts, places, strict=True):
             rows = [jnp.zeros((count(data), *shape), dtype) for shape, dtype in specs.rows]
             added = [jnp.zeros((), dtype) for dtype in specs.added]
 
@@ -282,6 +284,7 @@ class JaxStep:
                 added = [a + b for a, b in zip(outputs.added, part.added, strict=True)]
                 return start + count(micro_batch), ended, BatchOutputs(rows, added)
 
+            ended = ended._replace(place=place)
             begun = (jnp.zeros((), "int32"), ended, BatchOutputs(rows, added))
             _, ended, outputs = fold(forward, begun, data, size)
             found.append(BatchPart(data, outputs, weight))

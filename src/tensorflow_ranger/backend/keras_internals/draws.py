@@ -14,6 +14,7 @@ from keras.src.random.seed_generator import draw_seed
 PLACED = ("dropout", "normal", "randint", "truncated_normal", "uniform")
 
 _drawer = contextvars.ContextVar("drawer", default=None)
+_following = contextvars.ContextVar("following", default=None)
 _lock = threading.Lock()
 _replaced = []  # of open scopes, in all threads: for each, what Keras had
 _open_scopes = 0
@@ -43,7 +44,7 @@ def generator_states(model):
 
 
 @contextlib.contextmanager
-def drawing_by(drawer):
+def drawing_by(drawer, following=None):
     """Inside, in this thread, let `drawer` answer what Keras' layers ask `keras.random` for.
 
     Layers and `keras.random` call the functions of ``keras.src.backend.random`` by the module's
@@ -55,12 +56,16 @@ def drawing_by(drawer):
         drawer: Object with methods ``draw(name, function, arguments)``, for a function named in
             `PLACED` and a dict of all its arguments, and ``next_seed(generator, function)``; or
             None for Keras' own.
+        following: Function of a `SeedGenerator` that returns its next seed, or None for Keras' own,
+            which moves it on.
     """
     _install()
+    token = _following.set(following or _following.get())
     try:
         with _drawn_by(drawer):
             yield
     finally:
+        _following.reset(token)
         _uninstall()
 
 
@@ -114,10 +119,13 @@ def _asking(name, function):
 def _asking_for_seed(function):
     @functools.wraps(function)
     def next_seed(generator, ordered=True):
-        drawer = _drawer.get()
+        following, drawer = _following.get(), _drawer.get()
+        own = functools.partial(
+            following or functools.partial(function, ordered=ordered), generator
+        )
         if drawer is None:
-            return function(generator, ordered)
+            return own()
         with _drawn_by(None):
-            return drawer.next_seed(generator, functools.partial(function, generator, ordered))
+            return drawer.next_seed(generator, own)
 
     return next_seed

@@ -3,7 +3,26 @@
 import keras
 import tensorflow as tf
 
+from tensorflow_ranger.backend.batches import resized
 from tensorflow_ranger.backend.tensorflow.loops import fold
+
+
+ASSIGNS_SEEDS = True  # Keras' layers move theirs on
+
+
+def is_traced():
+    """Return whether functions run on tensors without values."""
+    return not tf.executing_eagerly()
+
+
+def look(function, batch, rows):
+    """Call ``function(micro_batch)`` of so many samples, and leave all as it was."""
+    if tf.executing_eagerly():
+        with keras.StatelessScope():
+            function(resized(map_leaves(tf.convert_to_tensor, batch), rows))
+        return
+    specs = map_leaves(lambda leaf: tf.TensorSpec([rows, *leaf.shape[1:]], leaf.dtype), batch)
+    tf.function(function).get_concrete_function(specs)
 
 
 def leaves(batch):
@@ -123,7 +142,6 @@ def _outputs_of(outputs_fn, batch, size):
     """Return the outputs of the batch, and leave what the function's layers assign as it was."""
     if tf.executing_eagerly():
         parts = []
-        # In one scope a layer goes on from the seed that the micro-batch before has left.
         with keras.StatelessScope():
             fold(lambda state, part: parts.append(outputs_fn(part)) or state, (), batch, size)
         return tf.nest.map_structure(lambda *rows: tf.concat(rows, 0), *parts)
@@ -139,7 +157,7 @@ def _outputs_of(outputs_fn, batch, size):
     def forward(state, micro_batch):
         start, outputs = state
         count = tf.shape(leaves(micro_batch)[0])[0]
-        places = tf.range(start, start + count)[:, None]
+        places = (start + tf.range(count))[:, None]
         outputs = tf.nest.map_structure(
             lambda whole, part: tf.tensor_scatter_nd_update(whole, places, part),
             outputs,
@@ -175,7 +193,7 @@ def _flat(nested):
 
 def _aux_of(loss_fn, micro_batch):
     """Return what `loss_fn` returns beside loss and mass, without running it."""
-    graph = tf.function(lambda data: loss_fn(data)[2], autograph=False)
+    graph = tf.function(lambda data: loss_fn(data)[2])
     return graph.get_concrete_function(micro_batch).structured_outputs
 
 

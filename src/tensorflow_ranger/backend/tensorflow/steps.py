@@ -243,8 +243,9 @@ class Step:
                 size,
                 self._xla,
             )
-        samples, masses = phases.agreed(phases.count(data), masses)
+        samples, masses, (place,) = phases.agreed([(data, None)], masses)
         totals = BatchTotals(samples, masses, factor, scale)
+        loop_state = loop_state._replace(place=place)
 
         slopes = None
         samples = count(data)

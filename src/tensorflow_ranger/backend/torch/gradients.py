@@ -5,7 +5,23 @@ import contextlib
 import keras
 import torch
 
+from tensorflow_ranger.backend.batches import resized
 from tensorflow_ranger.backend.torch.loops import fold
+
+
+ASSIGNS_SEEDS = True  # Keras' layers move theirs on
+
+
+def is_traced():
+    """Return whether functions run on tensors without values."""
+    return False
+
+
+@torch.no_grad()
+def look(function, batch, rows):
+    """Call ``function(micro_batch)`` of so many samples, and leave all as it was."""
+    with _modules_undone(), keras.StatelessScope():
+        function(resized(map_leaves(torch.as_tensor, batch), rows))
 
 
 def leaves(batch):
@@ -84,7 +100,6 @@ def accumulate_whole(loss_fn, outputs_fn, variables, batch, size):
         parts.append(outputs_fn(map_leaves(torch.as_tensor, micro_batch)))
         return state
 
-    # In one scope a Keras layer goes on from the seed that the micro-batch before has left.
     with torch.no_grad(), _modules_undone(), keras.StatelessScope():
         fold(forward, None, batch, size)
     outputs = keras.tree.map_structure(lambda *rows: torch.cat(rows), *parts)

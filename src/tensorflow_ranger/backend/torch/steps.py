@@ -217,11 +217,11 @@ class _Batch:
         with torch.no_grad():
             factor, scale = phases.begin()
             self.sums = _Sums(phases, factor)
-            self.state = phases.initial()
             masses = None
             if phases.needs_masses:
                 masses = fold(self._add_masses, 0, data, size)
-            samples, masses = phases.agreed(phases.count(data), masses)
+            samples, masses, (place,) = phases.agreed([(data, None)], masses)
+            self.state = phases.initial()._replace(place=place)
             self._totals = BatchTotals(samples, masses, factor, scale)
 
     def _add_masses(self, masses, micro_batch):

@@ -192,7 +192,7 @@ def _calls(model, x, training):
 
     layers = keras_internals.layers_of(model)
     own = [vars(layer).get("call") for layer in layers]
-    drawer = PlacedDraws(draws.first_place(), count(x))
+    drawer = PlacedDraws(draws.place(0), count(x))
     with arrays.kept(model), CallScope((), draws=drawer):
         # Past Keras' __setattr__, which keeps record of attributes.
         vars_of = [(vars(layer), watched(layer)) for layer in layers]

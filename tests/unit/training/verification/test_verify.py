@@ -184,7 +184,7 @@ def test_a_model_without_weights_is_exact():
     [
         (lambda: layers.BatchNormalization(name="x"), "BatchNormalization 'x' normalized each"),
         (lambda: Stretched(name="x"), "Stretched 'x' drew random numbers"),
-        (lambda: Holds(name="x"), "Stretched 'inner' drew random numbers"),
+        (lambda: Holds(name="x"), "Stretched 'x/inner' drew random numbers"),
         (lambda: Center(name="x"), "Center 'x' looks across the batch"),
         (lambda: Largest(name="x"), "Largest 'x' looks across the batch"),
         (lambda: AddsLargest(name="x"), "A loss added by layer 'x' is neither a mean nor a sum"),
