@@ -40,7 +40,10 @@ class BatchDraws:
         return self._batch, ops.arange(ops.shape(gradients.leaves(self._batch)[0])[0])
 
     def placed(self, function):
-        """Return `function` of a micro-batch, the last of its arguments, as one of `batch`'s cut."""
+        """Return `function` of a micro-batch of the batch, in place of one of `batch` itself.
+
+        The micro-batch is the last of its arguments.
+        """
 
         def run(*arguments):
             *others, (micro_batch, places) = arguments

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 
 from tensorflow_ranger.backend.jax.loops import fold
 
-
 ASSIGNS_SEEDS = False  # a pure function assigns nothing
 
 

@@ -9,7 +9,7 @@ from tensorflow_ranger.backend import keras_internals
 
 
 def place(sample):
-    """Return the place of a sample in its batch as a scalar, which micro-batches add their rows to."""
+    """Return the place of a sample in its batch as a scalar that rows can be added to."""
     return tf.cast(sample, "int32")
 
 

@@ -6,7 +6,6 @@ import tensorflow as tf
 from tensorflow_ranger.backend.batches import resized
 from tensorflow_ranger.backend.tensorflow.loops import fold
 
-
 ASSIGNS_SEEDS = True  # Keras' layers move theirs on
 
 

@@ -21,7 +21,7 @@ _BLOCK = 2**17  # hashes at a time: they stay in the processor's cache
 
 
 def place(sample):
-    """Return the place of a sample in its batch as a scalar, which micro-batches add their rows to."""
+    """Return the place of a sample in its batch as a scalar that rows can be added to."""
     return int(sample)
 
 

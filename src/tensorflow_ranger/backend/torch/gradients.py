@@ -8,7 +8,6 @@ import torch
 from tensorflow_ranger.backend.batches import resized
 from tensorflow_ranger.backend.torch.loops import fold
 
-
 ASSIGNS_SEEDS = True  # Keras' layers move theirs on
 
 

@@ -68,7 +68,7 @@ class Largest(layers.Layer):
 
 
 class Stretched(layers.Layer):
-    """Multiplies by gamma-distributed numbers: a loop draws them, so none has a place of its own."""
+    """Multiplies by gamma-distributed numbers: a loop draws them, so none has its own place."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
