@@ -69,9 +69,12 @@ def _key(seed, place, stride):
 
 def _random_bits(key, bit_width, shape):
     """Return what JAX's ``threefry2x32`` gives for counters from ``key[2:]`` on."""
-    count = math.prod(shape)
-    assert count < 2**32
-    place = jax.lax.iota("uint32", count)
+    assert math.prod(shape) < 2**32
+    # In the shape of the draw XLA makes the numbers on all cores, in a row on one.
+    place = jnp.zeros(shape, "uint32")
+    for axis in range(len(shape)):
+        stride = jnp.uint32(math.prod(shape[axis + 1 :]))
+        place += stride * jax.lax.broadcasted_iota("uint32", shape, axis)
     low = place + key[3]
     high = key[2] + (low < place).astype("uint32")
     first, second = extended.threefry2x32_p.bind(key[0], key[1], high, low)
@@ -79,7 +82,7 @@ def _random_bits(key, bit_width, shape):
         bits = (first.astype("uint64") << 32) | second.astype("uint64")
     else:
         bits = (first ^ second).astype(f"uint{bit_width}")
-    return bits.reshape(shape)
+    return bits
 
 
 def _split(key, shape):

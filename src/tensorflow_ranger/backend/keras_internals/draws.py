@@ -100,6 +100,7 @@ def _uninstall():
             setattr(*_replaced.pop())
 
 
+@functools.cache
 def _asking(name, function):
     signature = inspect.signature(function)
 
@@ -116,6 +117,7 @@ def _asking(name, function):
     return ask
 
 
+@functools.cache
 def _asking_for_seed(function):
     @functools.wraps(function)
     def next_seed(generator, ordered=True):

@@ -1,10 +1,12 @@
-"""PyTorch: a counter-based generator, since the frameworks' own draws one number after the other.
+"""PyTorch: generators that begin at any place, since its own draw one number after the other.
 
 PyTorch's CPU generator is sequential, and the numbers of its CUDA generator depend on the shape. So
-within micro-batches number j of a draw is a hash of the draw's seed and of j: the finalizer of
-SplitMix64 with a second key. The numbers are not those that Keras draws on PyTorch.
+within micro-batches number j of a draw is number j of a stream that the draw's seed alone tells: on
+the CPU one of NumPy's PCG64DXSM, elsewhere a hash of the seed and of j, the finalizer of SplitMix64
+with a second key. The numbers are not those that Keras draws on PyTorch.
 
 References:
+    O'Neill: PCG, a family of simple fast space-efficient statistically good algorithms. 2014.
     Steele, Lea, Flood: Fast splittable pseudorandom number generators. OOPSLA 2014.
     Stafford: Better bit mixing (variant 13), http://zimbry.blogspot.com/2011/09/
 """
@@ -12,12 +14,12 @@ References:
 import math
 
 import keras
+import numpy as np
 import torch
 
 from tensorflow_ranger.backend import keras_internals
 
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_BLOCK = 2**17  # hashes at a time: they stay in the processor's cache
 
 
 def place(sample):
@@ -53,18 +55,35 @@ def _numbers(seed, shape, rows, width):
     if rows is not None:
         place, multiple = rows
         start = place * multiple * math.prod(shape[1:])
-    keys = _keys(*(int(number) for number in keras_internals.drawn_seed(seed)))
+    seeds = [int(number) % 2**64 for number in keras_internals.drawn_seed(seed)]
     device = keras_internals.drawing_device()
+    bits = stream if torch.device(device).type == "cpu" else hashes
     if width == 64:
-        return _hashes(start, count, keys, device).view(shape)
+        return bits(start, count, seeds, device).view(shape)
     first, last = start // 2, (start + count + 1) // 2
-    halves = _hashes(first, last - first, keys, device).view(torch.int32)
+    halves = bits(first, last - first, seeds, device).view(torch.int32)
     return halves[start % 2 :][:count].view(shape)
 
 
-def _keys(first, second):
-    mixed = _mixed(_mixed(first + _GOLDEN) + second)
-    return _signed(mixed), _signed(_mixed(mixed + _GOLDEN))
+def stream(first, count, seeds, device):
+    """Return `count` int64 of random bits, those of NumPy's generator from number `first` on."""
+    generator = np.random.PCG64DXSM(np.random.SeedSequence(seeds))
+    return torch.from_numpy(generator.advance(first).random_raw(count).view(np.int64))
+
+
+def hashes(first, count, seeds, device):
+    """Return `count` int64 of random bits, the hashes of the numbers from `first` on."""
+    mixed = _mixed(_mixed(seeds[0] + _GOLDEN) + seeds[1])
+    before, within = _signed(mixed), _signed(_mixed(mixed + _GOLDEN))
+    numbers = torch.arange(first, first + count, device=device)
+    numbers = _fold(numbers.mul_(_signed(_GOLDEN)).add_(before), 30).mul_(_signed(_FIRST))
+    numbers = _fold(numbers.bitwise_xor_(within), 27).mul_(_signed(_SECOND))
+    return _fold(numbers, 31)
+
+
+def _fold(numbers, bits):
+    # An arithmetic shift repeats the sign: the mask makes it a logical one.
+    return numbers.bitwise_xor_((numbers >> bits).bitwise_and_(2 ** (64 - bits) - 1))
 
 
 def _mixed(number):
@@ -75,27 +94,7 @@ def _mixed(number):
 
 
 def _signed(number):
-    number &= 2**64 - 1
     return number - 2**64 if number >= 2**63 else number
-
-
-def _hashes(first, count, keys, device):
-    """Return `count` int64 of random bits, those of the counters from `first` on."""
-    numbers = torch.arange(first, first + count, device=device)
-    block = _BLOCK if numbers.device.type == "cpu" else max(count, 1)
-    shifted = torch.empty_like(numbers[:block])
-    for part in numbers.split(block):
-        part.mul_(_signed(_GOLDEN)).add_(keys[0])
-        _fold(part, 30, shifted).mul_(_signed(_FIRST)).bitwise_xor_(keys[1])
-        _fold(part, 27, shifted).mul_(_signed(_SECOND))
-        _fold(part, 31, shifted)
-    return numbers
-
-
-def _fold(part, bits, shifted):
-    # An arithmetic shift repeats the sign: the mask makes it a logical one.
-    shifted = torch.bitwise_right_shift(part, bits, out=shifted[: len(part)])
-    return part.bitwise_xor_(shifted.bitwise_and_(2 ** (64 - bits) - 1))
 
 
 def _unit(seed, shape, rows, dtype):
@@ -112,8 +111,9 @@ def _unit(seed, shape, rows, dtype):
 def _central(seed, shape, rows, dtype):
     """Return numbers in (-1, 1), as many above 0 as below and none that is 0."""
     width, kept = (64, 53) if dtype == torch.float64 else (32, 24)
-    bits = _numbers(seed, shape, rows, width).bitwise_right_shift_(width - kept)
-    return bits.to(dtype).mul_(2.0 ** (1 - kept)).add_(2.0**-kept)
+    odd = _numbers(seed, shape, rows, width).bitwise_or_(1)
+    # The largest are rounded to what would else be 1.
+    return odd.to(dtype).mul_((1.0 - 2.0**-kept) * 2.0 ** (1 - width))
 
 
 def _uniform(seed, shape, rows, minval, maxval, dtype):
@@ -126,7 +126,7 @@ def _normal(seed, shape, rows, mean, stddev, dtype):
     dtype = _torch_dtype(dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     standard = _central(seed, shape, rows, wide).erfinv_()
-    return standard.mul_(math.sqrt(2.0) * stddev).add_(mean).to(dtype)
+    return _moved(standard.mul_(math.sqrt(2.0) * stddev), mean).to(dtype)
 
 
 def _truncated_normal(seed, shape, rows, mean, stddev, dtype):
@@ -135,18 +135,22 @@ def _truncated_normal(seed, shape, rows, mean, stddev, dtype):
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     edge = math.erf(math.sqrt(2.0))
     standard = _central(seed, shape, rows, wide).mul_(edge).erfinv_().mul_(math.sqrt(2.0))
-    return standard.clamp_(-2.0, 2.0).mul_(stddev).add_(mean).to(dtype)
+    return _moved(standard.clamp_(-2.0, 2.0).mul_(stddev), mean).to(dtype)
+
+
+def _moved(numbers, offset):
+    return numbers if isinstance(offset, int | float) and not offset else numbers.add_(offset)
 
 
 def _randint(seed, shape, rows, minval, maxval, dtype):
     count = maxval - minval
     if count <= 2**31:
         # The high bits of a product favour a number by less than 2^-32 times the count.
-        bits = _numbers(seed, shape, rows, 32).to(torch.int64).add_(2**31)
+        bits = _numbers(seed, shape, rows, 32).view(torch.uint32).to(torch.int64)
         found = bits.mul_(count).bitwise_right_shift_(32)
     else:
         found = _numbers(seed, shape, rows, 64).bitwise_and_(2**63 - 1).remainder_(count)
-    return found.add_(minval).to(_torch_dtype(dtype))
+    return _moved(found, minval).to(_torch_dtype(dtype))
 
 
 def _dropout(seed, shape, rows, inputs, rate, noise_shape):
@@ -156,7 +160,7 @@ def _dropout(seed, shape, rows, inputs, rate, noise_shape):
         return torch.zeros_like(inputs)
     bits = _numbers(seed, shape, rows, 32)
     keep = bits < round((1.0 - rate) * 2**32) - 2**31
-    return torch.where(keep, inputs / (1.0 - rate), torch.zeros((), dtype=inputs.dtype))
+    return inputs * keep.to(inputs.dtype).div_(1.0 - rate)
 
 
 _FUNCTIONS = {
