@@ -1,5 +1,7 @@
 """The scope in which a micro-batch's forward pass runs: nothing is assigned, all is recorded."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -31,7 +33,7 @@ class CallScope(keras.StatelessScope):
         super().__init__(mapping, collect_losses=True)
         self._weights = {id(weight) for weight in weights}
         self._assigned = {}
-        self.draws = draws
+        self.draws: Any = draws
         self._drawing = keras_internals.drawing_by(draws)
 
     def __enter__(self):

@@ -37,7 +37,7 @@ class ForwardPasses:
         self.seeds = keras_internals.seeds_of(model)
         self._generators = {id(v) for v in keras_internals.generator_states(model)}
         #: What each draw of a forward pass has of the samples along its leading axis.
-        self._multiples = None
+        self._multiples: list[int | None] | None = None
         #: States of the seed generators whose numbers are not those of the whole batch.
         self.unplaced = []
         self.compiled_losses = CompiledLosses(model, tasks, loss)
@@ -99,14 +99,14 @@ class ForwardPasses:
         self._find_loss_state([v for v in scope.assigned if id(v) not in by_layers])
         return assigned, y_pred
 
-    def _find_draws(self, x, draws):
+    def _find_draws(self, x, drawer):
         """Learn which draws have the samples along their leading axis, by a pass of another size.
 
         Args:
             x: Inputs of a micro-batch.
-            draws: `PlacedDraws` of a pass over them.
+            drawer: `PlacedDraws` of a pass over them.
         """
-        leading, rows = list(draws.leading), count(x)
+        leading, rows = list(drawer.leading), count(x)
         if leading:
             other = 3 if rows == 2 else 2
             try:
@@ -117,7 +117,7 @@ class ForwardPasses:
                     raise
             else:
                 self._multiples = multiples(leading, rows, scope.draws.leading, other)
-        self.unplaced = list(draws.unplaced.values())
+        self.unplaced = list(drawer.unplaced.values())
 
     def _find_loss_state(self, assigned):
         metrics = {id(v) for v in self.metrics}

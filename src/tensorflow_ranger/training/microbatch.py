@@ -41,12 +41,12 @@ def microbatch(
     and backward again to pull the loss' gradient back. That is exact, and takes one forward pass
     more: 4/3 of the time. The batch's outputs must fit the memory.
 
-    Exact but for layers that look at the batch or draw at random: `BatchNormalization` normalizes
-    each micro-batch by its own statistics, and its moving statistics move once per batch, by the
-    batch's; `Dropout` draws anew for each micro-batch. What layers assign and add, and metric
-    functions, are measured on the first samples, whole and in two halves: a warning names what is
-    neither a mean nor a sum over samples. `verify` says what differs for a
-    model.
+    Exact but for layers that look at the batch: `BatchNormalization` normalizes each micro-batch by
+    its own statistics, and its moving statistics move once per batch, by the batch's. What layers
+    draw through `keras.random`, such as dropout's masks, is what they draw for the whole batch; on
+    PyTorch from a generator that is not Keras'. What layers assign and add, and metric functions,
+    are measured on the first samples, whole and in two halves: a warning names what is neither a
+    mean nor a sum over samples. `verify` says what differs for a model.
 
     Where memory runs out, the size is halved and the batch goes on; after a while a larger one is
     tried again. On JAX and TensorFlow the batch begins again from an unchanged model.

@@ -17,10 +17,10 @@ from tensorflow_ranger.backend.placed_draws import PlacedDraws
 if keras.config.backend() != "torch":
     pytest.skip("PyTorch's generators", allow_module_level=True)
 
-from tensorflow_ranger.backend.torch import draws
+from tensorflow_ranger.backend.torch import draws, random_words
 
 COUNT = 2**18
-GENERATORS = {"cpu": draws.stream, "others": draws.hashes}
+GENERATORS = {"cpu": random_words.stream, "others": random_words.hashes}
 SEEDS = [(1, 0), (1, 1), (2, 0), (2**63 + 5, 7)]  # calls of one batch, and other batches
 
 

@@ -16,7 +16,7 @@ def place(sample):
 
 def can_place(name):
     """Return whether the function of `keras.random` of this name draws each number by its place."""
-    return bool(jax.config.jax_threefry_partitionable)
+    return bool(jax.config.jax_threefry_partitionable)  # pyright: ignore
 
 
 def shape_of(name, arguments):

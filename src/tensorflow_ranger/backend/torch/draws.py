@@ -1,25 +1,15 @@
-"""PyTorch: generators that begin at any place, since its own draw one number after the other.
+"""PyTorch: random numbers made of the words of `random_words`, which begin at any place.
 
-PyTorch's CPU generator is sequential, and the numbers of its CUDA generator depend on the shape. So
-within micro-batches number j of a draw is number j of a stream that the draw's seed alone tells: on
-the CPU one of NumPy's PCG64DXSM, elsewhere a hash of the seed and of j, the finalizer of SplitMix64
-with a second key. The numbers are not those that Keras draws on PyTorch.
-
-References:
-    O'Neill: PCG, a family of simple fast space-efficient statistically good algorithms. 2014.
-    Steele, Lea, Flood: Fast splittable pseudorandom number generators. OOPSLA 2014.
-    Stafford: Better bit mixing (variant 13), http://zimbry.blogspot.com/2011/09/
+The numbers are not those that Keras draws on PyTorch.
 """
 
 import math
 
 import keras
-import numpy as np
 import torch
 
 from tensorflow_ranger.backend import keras_internals
-
-_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+from tensorflow_ranger.backend.torch.random_words import hashes, stream
 
 
 def place(sample):
@@ -47,8 +37,6 @@ def static_sizes(shape):
     return [int(size) for size in shape]
 
 
-@torch.compiler.disable
-@torch.no_grad()
 def _numbers(seed, shape, rows, width):
     """Return integers of `width` random bits, 32 or 64, of the rows of a draw."""
     count, start = math.prod(shape), 0
@@ -57,44 +45,12 @@ def _numbers(seed, shape, rows, width):
         start = place * multiple * math.prod(shape[1:])
     seeds = [int(number) % 2**64 for number in keras_internals.drawn_seed(seed)]
     device = keras_internals.drawing_device()
-    bits = stream if torch.device(device).type == "cpu" else hashes
+    words = stream if torch.device(device).type == "cpu" else hashes
     if width == 64:
-        return bits(start, count, seeds, device).view(shape)
+        return words(start, count, seeds, device).view(shape)
     first, last = start // 2, (start + count + 1) // 2
-    halves = bits(first, last - first, seeds, device).view(torch.int32)
+    halves = words(first, last - first, seeds, device).view(torch.int32)
     return halves[start % 2 :][:count].view(shape)
-
-
-def stream(first, count, seeds, device):
-    """Return `count` int64 of random bits, those of NumPy's generator from number `first` on."""
-    generator = np.random.PCG64DXSM(np.random.SeedSequence(seeds))
-    return torch.from_numpy(generator.advance(first).random_raw(count).view(np.int64))
-
-
-def hashes(first, count, seeds, device):
-    """Return `count` int64 of random bits, the hashes of the numbers from `first` on."""
-    mixed = _mixed(_mixed(seeds[0] + _GOLDEN) + seeds[1])
-    before, within = _signed(mixed), _signed(_mixed(mixed + _GOLDEN))
-    numbers = torch.arange(first, first + count, device=device)
-    numbers = _fold(numbers.mul_(_signed(_GOLDEN)).add_(before), 30).mul_(_signed(_FIRST))
-    numbers = _fold(numbers.bitwise_xor_(within), 27).mul_(_signed(_SECOND))
-    return _fold(numbers, 31)
-
-
-def _fold(numbers, bits):
-    # An arithmetic shift repeats the sign: the mask makes it a logical one.
-    return numbers.bitwise_xor_((numbers >> bits).bitwise_and_(2 ** (64 - bits) - 1))
-
-
-def _mixed(number):
-    number &= 2**64 - 1
-    number = (number ^ number >> 30) * _FIRST & 2**64 - 1
-    number = (number ^ number >> 27) * _SECOND & 2**64 - 1
-    return number ^ number >> 31
-
-
-def _signed(number):
-    return number - 2**64 if number >= 2**63 else number
 
 
 def _unit(seed, shape, rows, dtype):
@@ -172,6 +128,7 @@ _FUNCTIONS = {
 }
 
 
+@torch.compiler.disable
 def drawn(name, function, arguments, shape, rows):
     """Return what ``function(**arguments)`` makes of the numbers of these rows.
 

@@ -83,10 +83,11 @@ class Verification:
 def verify(model: keras.Model, batch: Any, size: int) -> Verification:
     """Compare a batch's gradient with the sum of its micro-batches', and say why they differ.
 
-    `microbatch` is exact but for what looks across the samples of a batch or draws at random. This
-    function runs `batch` once whole, by Keras' own loss, and once `size` samples at a time, as
-    `microbatch` does, from the same weights and seeds. The batch must fit the memory, so take a
-    small one. An element of a variable's gradient G, the sum of micro-batches' shares g_k, is
+    `microbatch` is exact but for what looks across the samples of a batch, or draws at random what
+    is no function of a sample's place in the batch. This function runs `batch` once whole, by
+    Keras' own loss, and once `size` samples at a time, as `microbatch` does, from the same weights
+    and seeds. The batch must fit the memory, so take a small one. An element of a variable's
+    gradient G, the sum of micro-batches' shares g_k, is
     compared relative to the variable's scale,
 
         max abs(G - sum_k g_k) / max(s_v, min(1, 32 sqrt(eps)) max_v s_v),
@@ -99,7 +100,7 @@ def verify(model: keras.Model, batch: Any, size: int) -> Verification:
     The sum of magnitudes is what rounding is relative to where gradients cancel. The second term is
     for gradients that are zero but for rounding, such as that of a bias before a normalization.
 
-    Reasons are found, not guessed. A layer is named if in this batch it drew random numbers or
+    Reasons are found, not guessed. A layer is named if in this batch it drew such numbers or
     assigned its state, or if samples alone come out of it as other numbers than with the rest of
     the batch. A loss is named if its micro-batches make another number than the batch, with neither
     dropout nor batch statistics.
