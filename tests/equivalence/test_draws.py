@@ -64,6 +64,20 @@ def attention(x):
     return layers.GlobalAveragePooling1D()(x)
 
 
+def augmented(x):
+    ranges = {"value_range": (-5.0, 5.0)}
+    for layer in (
+        layers.Reshape((LENGTH, FEATURES, 1)),
+        layers.RandomBrightness(0.3, **ranges),  # assigns to its inputs in place on PyTorch
+        layers.RandomFlip(),
+        layers.RandomContrast(0.3, **ranges),
+        layers.RandomTranslation(0.2, 0.2),
+        layers.Flatten(),
+    ):
+        x = layer(x)
+    return x
+
+
 def network(body, **settings):
     keras.utils.set_random_seed(1)
     inputs = keras.Input((LENGTH, FEATURES))
@@ -99,9 +113,9 @@ def test_the_micro_batch_changes_no_draw_of_dense_layers(float64, once_each, siz
     assert_same_weights(trained(dense, size), expected, TOLERANCE)
 
 
-@pytest.mark.parametrize("body", [recurrent, attention])
+@pytest.mark.parametrize("body", [recurrent, attention, augmented])
 @pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.thorough), 7])
-def test_the_micro_batch_changes_no_draw_over_time(float64, once_each, body, size):
+def test_the_micro_batch_changes_no_draw_of_other_layers(float64, once_each, body, size):
     expected = once_each(body.__name__, lambda: whole(body))
     assert_same_weights(trained(body, size), expected, TOLERANCE)
 

@@ -103,8 +103,11 @@ def is_sparse(leaf):
 
 
 def rows(leaf, start, size):
-    """Return the rows of `leaf` from `start` on, `size` at most."""
-    return leaf[start : start + size]
+    """Return a copy of the rows of `leaf` from `start` on, `size` at most.
+
+    Keras' `RandomBrightness` assigns to its inputs in place, and a batch's rows run more than once.
+    """
+    return leaf[start : start + size].clone()
 
 
 def rows_at(leaf, start, count):
