@@ -9,6 +9,8 @@ import keras
 import torch
 
 from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.backend.draw_shapes import shape_of as shape_of
+from tensorflow_ranger.backend.draw_shapes import static_sizes as static_sizes
 from tensorflow_ranger.backend.torch.random_words import hashes, stream
 
 
@@ -20,21 +22,6 @@ def place(sample):
 def can_place(name):
     """Return whether the function of `keras.random` of this name draws each number by its place."""
     return True
-
-
-def shape_of(name, arguments):
-    """Return the shape that a function of `keras.random` draws numbers of."""
-    if name != "dropout":
-        return tuple(arguments["shape"])
-    shape, noise_shape = arguments["inputs"].shape, arguments["noise_shape"]
-    if noise_shape is None:
-        return tuple(shape)
-    return tuple(shape[i] if size is None else size for i, size in enumerate(noise_shape))
-
-
-def static_sizes(shape):
-    """Return `shape` as a list of integers."""
-    return [int(size) for size in shape]
 
 
 def _numbers(seed, shape, rows, width):
