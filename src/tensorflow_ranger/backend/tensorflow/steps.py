@@ -14,7 +14,6 @@ from tensorflow_ranger.backend.phases import (
     Phases,
     Slopes,
 )
-from tensorflow_ranger.backend.tensorflow import table_rows
 from tensorflow_ranger.backend.tensorflow.arrays import kept, squared_norm
 from tensorflow_ranger.backend.tensorflow.loops import fold
 from tensorflow_ranger.backend.tensorflow.replicas import in_lockstep
@@ -56,34 +55,31 @@ def current_values(variables):
     return []
 
 
-def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
+def add_gradients(share, phases, sums, factor, inputs=None):
     """Add the gradients of ``share(None)`` to the sums.
 
     Args:
-        share: Function of values of the weights that returns ``(loss, aux)``; with several losses,
-            loss is a list of them. With `inputs` it takes those, too.
+        share: Function that returns ``(loss, aux)``; with several losses, loss is a list of them.
+            With `inputs` it takes those, too.
         phases: `Phases`.
         sums: The accumulator's sums: one per weight, for each loss.
         factor: Scalar that gradients are multiplied by, or None.
         inputs: List of tensors by which `share` is differentiated as well, or None.
-        weights: For each weight its value as a tensor, or None for the variable; or None for all.
 
     Returns:
         `Added`.
     """
-    own = [weight.value for weight in phases.weights]
-    if weights is not None:
-        own = [o if v is None else v for o, v in zip(own, weights, strict=True)]
+    weights = [weight.value for weight in phases.weights]
     with tf.GradientTape(persistent=phases.losses > 1) as tape:
-        tape.watch([*(v for v in weights or [] if v is not None), *(inputs or [])])
-        loss, aux = share(weights) if inputs is None else share(weights, inputs)
+        tape.watch(inputs or [])
+        loss, aux = share(None) if inputs is None else share(None, inputs)
     inputs = inputs or []
-    found = [tape.gradient(each, [*own, *inputs]) for each in tf.nest.flatten(loss)]
-    gradients = [gradient for each in found for gradient in each[: len(own)]]
+    found = [tape.gradient(each, [*weights, *inputs]) for each in tf.nest.flatten(loss)]
+    gradients = [gradient for each in found for gradient in each[: len(weights)]]
     slopes = [
         [
             tf.zeros_like(tensor) if slope is None else tf.convert_to_tensor(slope)
-            for slope, tensor in zip(each[len(own) :], inputs, strict=True)
+            for slope, tensor in zip(each[len(weights) :], inputs, strict=True)
         ]
         for each in found
     ]
@@ -126,7 +122,6 @@ class Step:
         self._xla = bool(compiled)
         self._runs_eagerly = compiled is None
         self._prepared = False
-        self._tables = []  # places of the sums that may be lists of rows
 
         def graph(function, **options):
             if compiled is None:
@@ -162,14 +157,9 @@ class Step:
         phases = self._phases
         # XLA knows no rows of which it does not know the number, such as outputs that are gathered.
         cuts_in_xla = phases.cuts and self._xla
-        is_varying = phases.gathers or cuts_in_xla or (self._tables and self._xla)
-        if self._loop == "host" or self._runs_eagerly or is_varying or has_sparse(data):
+        if self._loop == "host" or phases.gathers or cuts_in_xla or has_sparse(data):
             return self._run_on_host(data, size, rows), None
-        try:
-            return self._for_size(self._run_on_device, size, rows)(data), None
-        except table_rows.DenseAfterAllError as error:
-            self._tables.remove(error.place)
-            return self.run(state, data, size, rows)
+        return self._for_size(self._run_on_device, size, rows)(data), None
 
     def _for_size(self, function, size, rows):
         # A function for each size: of one that is traced again and again TensorFlow warns.
@@ -190,8 +180,7 @@ class Step:
         self._phases.require_rows(samples)
 
     def _open(self):
-        sums = table_rows.begun(self._phases.open(), self._tables)
-        return sums, self._phases.initial(), *self._phases.begin()
+        return self._phases.open(), self._phases.initial(), *self._phases.begin()
 
     def _run_on_host(self, data, size, rows):
         sums, loop_state, factor, scale = self._begin()
@@ -202,7 +191,7 @@ class Step:
             masses = tf.nest.map_structure(lambda *values: tf.add_n(values), *measured)
         samples = tf.cast(count(data), loop_state.samples.dtype)
         totals = BatchTotals(samples, masses, factor, scale)
-        slopes, lists = [None] * len(micro_batches), table_rows.Collected()
+        slopes = [None] * len(micro_batches)
         if self._phases.cuts and len(micro_batches) > 1:
             ended, parts = loop_state, []
             for micro_batch in micro_batches:
@@ -214,10 +203,9 @@ class Step:
         outputs = []
         for micro_batch, each in zip(micro_batches, slopes, strict=True):
             sums, loop_state, output = self._add(sums, loop_state, micro_batch, totals, slopes=each)
-            sums = lists.take(sums)
             outputs.append(output)
         batch = (data, outputs) if self._phases.gathers else ()
-        return self._finish(lists.joined(sums), loop_state, rows, *batch)
+        return self._finish(sums, loop_state, rows, *batch)
 
     def _run_on_replicas(self, data, size, rows):
         self._strategy.run(self._run_on_device, args=(data, size, rows))
@@ -231,15 +219,11 @@ class Step:
         def probe(some):
             return self._graph(lambda data: self._phases.probe(data))(some)
 
-        takes_rows = self._phases.accumulator.takes_rows and self._strategy is None
         if self._runs_eagerly:
             with kept(self._phases.model):
                 prepare(cut(data, 0, size))
-            self._tables = [*range(len(self._phases.weights))] if takes_rows else []
         else:
-            graph = tf.function(prepare, autograph=False).get_concrete_function(cut(data, 0, size))
-            if takes_rows:
-                self._tables = table_rows.looked_up(graph.graph, self._phases.weights)
+            tf.function(prepare, autograph=False).get_concrete_function(cut(data, 0, size))
         with kept(self._phases.model):
             self._phases.examine(probe, None if self._has_several_processes else data, size)
         self._prepared = True
@@ -260,12 +244,7 @@ class Step:
                 self._xla,
             )
         samples, masses, (place,) = phases.agreed([(data, None)], masses)
-        # A loop would read a table for each micro-batch, which is a copy where rows are assigned.
-        read = [
-            tf.convert_to_tensor(weight.value) if i in self._tables else None
-            for i, weight in enumerate(phases.weights)
-        ]
-        totals = BatchTotals(samples, masses, factor, scale, read if self._tables else None)
+        totals = BatchTotals(samples, masses, factor, scale)
         loop_state = loop_state._replace(place=place)
 
         slopes = None
@@ -274,23 +253,17 @@ class Step:
         if phases.cuts and not is_one:
             sums, loop_state, (slopes,) = self._cut_loss(sums, loop_state, data, size, totals)
 
-        lists = table_rows.InLoop(sums, self._tables)
-
         def add(state, batch):
             micro_batch, rows = batch
             cut_here = None if slopes is None else Slopes(rows, slopes.added)
-            begun, loop_state, arrays = state
             sums, loop_state, _ = phases.add(
-                lists.sums(begun), loop_state, micro_batch, totals, slopes=cut_here
+                state[0], state[1], micro_batch, totals, slopes=cut_here
             )
-            dense, arrays = lists.add(sums, arrays)
-            return dense, loop_state, arrays
+            return sums, loop_state
 
         batch = (data, None if slopes is None else slopes.rows)
-        dense, arrays = lists.open()
-        state = fold(add, (dense, loop_state, arrays), batch, size, self._xla)
-        dense, loop_state, arrays = state
-        return phases.finish(lists.close(dense, arrays), loop_state, rows)
+        sums, loop_state = fold(add, (sums, loop_state), batch, size, self._xla)
+        return phases.finish(sums, loop_state, rows)
 
     def _cut_loss(self, sums, loop_state, data, size, totals):
         """Run the samples forward, and the loss of all; return what `Phases.differentiate` does."""
