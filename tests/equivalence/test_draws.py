@@ -116,8 +116,10 @@ def test_the_micro_batch_changes_no_draw_of_dense_layers(float64, once_each, siz
 @pytest.mark.parametrize("body", [recurrent, attention, augmented])
 @pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.thorough), 7])
 def test_the_micro_batch_changes_no_draw_of_other_layers(float64, once_each, body, size):
-    expected = once_each(body.__name__, lambda: whole(body))
-    assert_same_weights(trained(body, size), expected, TOLERANCE)
+    # Keras does not compile layers of images by XLA.
+    settings = {"jit_compile": False} if body is augmented else {}
+    expected = once_each(body.__name__, lambda: whole(body, **settings))
+    assert_same_weights(trained(body, size, **settings), expected, TOLERANCE)
 
 
 @pytest.fixture(scope="module")
