@@ -107,7 +107,8 @@ def rows(leaf, start, size):
 
     Keras' `RandomBrightness` assigns to its inputs in place, and a batch's rows run more than once.
     """
-    return leaf[start : start + size].clone()
+    part = leaf[start : start + size]
+    return part.clone() if isinstance(part, torch.Tensor) else part.copy()
 
 
 def rows_at(leaf, start, count):
