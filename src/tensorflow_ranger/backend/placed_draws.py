@@ -8,6 +8,7 @@ batch's sample `place` asks for shape (k b, ...), and gets the rows from ``k pla
 from keras import ops
 
 from tensorflow_ranger.backend import draws, keras_internals
+from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 
 _FAR = 0x3243F6A9  # odd, so that its multiples are all the integers, in no order
 
@@ -44,10 +45,9 @@ class PlacedDraws:
         shape = draws.shape_of(name, arguments)
         sizes = draws.static_sizes(shape)
         multiple = self._next_multiple(sizes)
-        if multiple is None and draws.can_place(name):
-            return draws.drawn(name, function, arguments, shape, None)
-        if multiple and draws.can_place(name):
-            return draws.drawn(name, function, arguments, shape, (self._place, multiple))
+        if multiple != 0 and draws.can_place(name):
+            rows = None if multiple is None else (self._place, multiple)
+            return draws.drawn(name, function, arguments, shape, rows)
         with keras_internals.drawing_by(self):  # `next_seed` makes this micro-batch's own numbers
             return function(**arguments)
 
@@ -69,6 +69,28 @@ class PlacedDraws:
         if sizes[0] is None or self._rows is None:
             return 1 if sizes[0] is None else None
         return None if sizes[0] % self._rows else sizes[0] // self._rows
+
+
+def measured(look, drawer=None, rows=3):
+    """Return the `multiples` of what a model draws, from passes over two numbers of samples.
+
+    Args:
+        look: Function of a number of samples that runs a pass and returns its `PlacedDraws`.
+        drawer: `PlacedDraws` of a pass that has been, or None.
+        rows: Samples of that pass.
+
+    Returns:
+        What `multiples` returns, or None for a model that is built for one number of samples.
+    """
+    other_rows = 3 if rows == 2 else 2
+    try:
+        drawer = drawer or look(rows)
+        other = look(other_rows)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None
+    return multiples(drawer.leading, rows, other.leading, other_rows)
 
 
 def multiples(first, first_rows, second, second_rows):

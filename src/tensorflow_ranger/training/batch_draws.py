@@ -7,8 +7,7 @@ from keras import ops
 
 from tensorflow_ranger.backend import draws, gradients, keras_internals
 from tensorflow_ranger.backend.batches import count
-from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
-from tensorflow_ranger.backend.placed_draws import PlacedDraws, multiples
+from tensorflow_ranger.backend.placed_draws import PlacedDraws, measured
 
 
 class BatchDraws:
@@ -102,24 +101,10 @@ class BatchDraws:
         return drawer
 
     def _find(self, function, others, drawer=None, rows=3):
-        """Learn which draws have the samples along their leading axis, by passes of two sizes.
-
-        Args:
-            function: What draws.
-            others: Its arguments before the micro-batch.
-            drawer: `PlacedDraws` of a pass that has been, or None.
-            rows: Samples of that pass.
-        """
+        """Learn which draws have the samples along their leading axis: see `measured`."""
         self._is_known = True
-        try:
-            drawer = drawer or self._look(function, others, rows)
-            other_rows = 3 if rows == 2 else 2
-            other = self._look(function, others, other_rows)
-        except Exception as error:  # the model may be built for one size
-            if is_out_of_memory(error):
-                raise
-        else:
-            self._multiples = multiples(drawer.leading, rows, other.leading, other_rows)
+        look = functools.partial(self._look, function, others)
+        self._multiples = measured(look, drawer, rows)
         return self._multiples
 
 

@@ -10,7 +10,7 @@ from tensorflow_ranger.backend import arrays, draws, keras_internals, steps
 from tensorflow_ranger.backend.batches import count, cut, first, resized
 from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.backend.phases import LoopState
-from tensorflow_ranger.backend.placed_draws import PlacedDraws, multiples
+from tensorflow_ranger.backend.placed_draws import PlacedDraws, measured
 from tensorflow_ranger.training.call_scope import CallScope, lasting
 from tensorflow_ranger.training.compiled_losses import CompiledLosses, copies
 from tensorflow_ranger.training.examination import Examination
@@ -35,7 +35,6 @@ class ForwardPasses:
         self.weights = list(model.trainable_variables)
         self.metrics = list(model.metrics_variables)
         self.seeds = keras_internals.seeds_of(model)
-        self._generators = {id(v) for v in keras_internals.generator_states(model)}
         #: What each draw of a forward pass has of the samples along its leading axis.
         self._multiples: list[int | None] | None = None
         #: States of the seed generators whose numbers are not those of the whole batch.
@@ -106,17 +105,14 @@ class ForwardPasses:
             x: Inputs of a micro-batch.
             drawer: `PlacedDraws` of a pass over them.
         """
-        leading, rows = list(drawer.leading), count(x)
-        if leading:
-            other = 3 if rows == 2 else 2
-            try:
-                with self._scope(rows=other) as scope:
-                    self.call(resized(x, other))
-            except Exception as error:  # the model may be built for one size
-                if is_out_of_memory(error):
-                    raise
-            else:
-                self._multiples = multiples(leading, rows, scope.draws.leading, other)
+
+        def look(rows):
+            with self._scope(rows=rows) as scope:
+                self.call(resized(x, rows))
+            return scope.draws
+
+        if drawer.leading:
+            self._multiples = measured(look, drawer, count(x))
         self.unplaced = list(drawer.unplaced.values())
 
     def _find_loss_state(self, assigned):
@@ -254,10 +250,8 @@ class ForwardPasses:
         if weights is not None:
             pairs += zip(self.weights, weights, strict=True)
         if begun is not None:
-            pairs += [
-                (v, v.value if rows is not None and id(v) in self._generators else value)
-                for v, value in zip(self.seeds, begun.seeds, strict=True)
-            ]
+            seeds = begun.seeds if rows is None else [v.value for v in self.seeds]
+            pairs += zip(self.seeds, seeds, strict=True)
             pairs += zip(self.metrics, begun.metrics, strict=True)
         with self.state.placed(layers, start, rows, carried) as placed:
             mapping = {id(variable): (variable, value) for variable, value in [*pairs, *placed]}

@@ -9,9 +9,6 @@ private attribute of its objects.
 from tensorflow_ranger.backend.keras_internals.draws import drawing_by as drawing_by
 from tensorflow_ranger.backend.keras_internals.draws import drawing_device as drawing_device
 from tensorflow_ranger.backend.keras_internals.draws import drawn_seed as drawn_seed
-from tensorflow_ranger.backend.keras_internals.draws import (
-    generator_states as generator_states,
-)
 from tensorflow_ranger.backend.keras_internals.jax_trainer import (
     hand_on_uneven_batches as hand_on_uneven_batches,
 )

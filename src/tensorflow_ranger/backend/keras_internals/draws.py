@@ -34,15 +34,6 @@ def drawing_device():
     return keras_backend.torch.core.get_device()
 
 
-def generator_states(model):
-    """Return the variables of the `SeedGenerator` objects that the layers of `model` hold.
-
-    Layers collect them in ``_seed_generators``.
-    """
-    generators = [g for layer in model._flatten_layers() for g in layer._seed_generators]
-    return list({id(g.state): g.state for g in generators}.values())
-
-
 @contextlib.contextmanager
 def drawing_by(drawer, following=None):
     """Inside, in this thread, let `drawer` answer what Keras' layers ask `keras.random` for.

@@ -23,7 +23,7 @@ def takes_training(model):
 
 
 def seeds_of(model):
-    """Return the variables of a model's random seeds, and of the metrics in its layers.
+    """Return the variables of a model's random seeds.
 
     No private name, but a rule that Keras states nowhere: ``non_trainable_variables`` has the
     state of `keras.random.SeedGenerator` objects beside ``non_trainable_weights``.

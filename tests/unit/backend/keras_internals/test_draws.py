@@ -119,7 +119,7 @@ def test_a_drawn_seed_moves_its_generator_on():
     np.testing.assert_array_equal(ops.convert_to_numpy(keras_internals.drawn_seed(5)), [5, 0])
 
 
-def test_the_states_of_generators_are_those_of_all_layers():
+def test_the_seeds_of_a_model_are_those_of_all_its_layers():
     class Holds(layers.Layer):
         def __init__(self):
             super().__init__()
@@ -132,7 +132,7 @@ def test_the_states_of_generators_are_those_of_all_layers():
     shared = Holds()
     model = keras.Sequential([keras.Input((2,)), shared, shared])
     expected = {id(shared.own.state), id(shared.inner[0].seed_generator.state)}
-    assert {id(v) for v in keras_internals.generator_states(model)} == expected
+    assert {id(v) for v in keras_internals.seeds_of(model)} == expected
 
 
 if keras.config.backend() == "torch":
