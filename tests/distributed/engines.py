@@ -210,7 +210,10 @@ def tensorflow_workers():
 
 
 def collective_ops(function):
-    """Return the bytes of each collective op of the first device, those in loops as infinite."""
+    """Return the bytes of each sum of the first device, and an infinity for what is in a loop.
+
+    Lists of looked-up rows are gathered and not summed.
+    """
     graph = function.graph.as_graph_def()
     loops = {
         node.attr["body"].func.name
@@ -218,19 +221,23 @@ def collective_ops(function):
         for node in nodes
         if node.op in ("While", "StatelessWhile")
     }
-    sizes = [_bytes(function.graph, node) for node in graph.node if _sums(node)]
+    sizes = [
+        _bytes(function.graph, node)
+        for node in graph.node
+        if _crosses(node) and node.op.startswith("CollectiveReduce")
+    ]
     inside = [
         node
         for f in graph.library.function
         if f.signature.name in loops
         for node in f.node_def
-        if _sums(node)
+        if _crosses(node)
     ]
     return sizes + [math.inf] * len(inside)
 
 
-def _sums(node):
-    return node.op.startswith("CollectiveReduce") and not node.device.endswith(":1")
+def _crosses(node):
+    return node.op.startswith("Collective") and not node.device.endswith(":1")
 
 
 def _bytes(graph, node):

@@ -75,23 +75,9 @@ def run_of(seed, turn):
     return RUNS[(3 * seed + turn) % len(RUNS)]
 
 
-def make_gradients_dense(optimizer):
-    """Let Keras on TensorFlow add what an embedding's rows get before it squares it."""
-    import tensorflow as tf
-
-    apply = optimizer.apply
-
-    def apply_dense(gradients, variables=None):
-        return apply([tf.convert_to_tensor(gradient) for gradient in gradients], variables)
-
-    optimizer.apply = apply_dense
-
-
 def whole_batch(case):
     """Return the weights and the history of plain `fit`."""
     model = case.model(**ORACLE)
-    if BACKEND == "tensorflow" and case.tokens:
-        make_gradients_dense(model.optimizer)
     history = model.fit(**case.arguments()).history
     return model.get_weights(), history
 

@@ -22,6 +22,8 @@ class BatchBuffer:
 
     #: Places in `optimizer.variables` that hold the totals.
     slots = ()
+    #: Whether a total may be the rows of a table that gradients name, one by one.
+    takes_rows = True
 
     def __init__(self, optimizer, variables, dtype=None):
         self._optimizer = optimizer

@@ -29,6 +29,8 @@ class MomentumFold:
         variables: List of the variables that are trained, which `optimizer` was built with.
     """
 
+    takes_rows = False  # the momentum is dense, and SGD adds rows up
+
     def __init__(self, optimizer, variables):
         self._optimizer = optimizer
         self._variables = variables

@@ -15,6 +15,7 @@ class BatchTotals(NamedTuple):
     masses: Any  #: One scalar per loss, or None where each loss is divided by the samples.
     factor: Any  #: Scalar that gradients are multiplied by when they are added, or None for 1.
     scale: Any  #: Scalar that the loss is multiplied by before its gradient, or None for 1.
+    weights: Any = None  #: For each trained weight its value, or None to read it; None for all.
 
 
 class OutputSpecs(NamedTuple):

@@ -25,6 +25,8 @@ class TaskBuffer(BatchBuffer):
         dtype: Name of the arrays' dtype, or None for `accumulator_dtype`'s choice.
     """
 
+    takes_rows = False  # tasks' gradients are combined by their inner products
+
     def __init__(self, optimizer, variables, tasks, dtype=None):
         super().__init__(optimizer, variables, dtype)
         self._tasks = tasks

@@ -144,7 +144,7 @@ class BatchStep(TwoPasses):
                 loss = keras.tree.map_structure(lambda v: v * ops.cast(totals.scale, v.dtype), loss)
             return loss, (y_pred, logged, losses, seeds, layers, metrics, assigned)
 
-        found = steps.add_gradients(share, self, sums, totals.factor)
+        found = steps.add_gradients(share, self, sums, totals.factor, weights=totals.weights)
         y_pred, logged, losses, seeds, layers, metrics, assigned = found.aux
         self.has_gradient = found.has_gradient
         if slopes is not None:

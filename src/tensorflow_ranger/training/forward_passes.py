@@ -235,7 +235,7 @@ class ForwardPasses:
         """Give the scope of a forward pass that begins where `begun` says.
 
         Args:
-            weights: Values of the trained weights, or None for their own.
+            weights: Values of the trained weights, each or all None for their own.
             begun: `LoopState` after the micro-batches before, or None when the batch begins.
             rows: Samples of the micro-batch, which draws the batch's numbers of its own samples
                 from the seeds that the batch began with; or None to go on from those of `begun`.
@@ -248,7 +248,8 @@ class ForwardPasses:
         # Keras looks for a regularized weight nowhere but in the scope.
         pairs += ((w, w.value) for w in self.weights if w.regularizer is not None)
         if weights is not None:
-            pairs += zip(self.weights, weights, strict=True)
+            given = zip(self.weights, weights, strict=True)
+            pairs += (pair for pair in given if pair[1] is not None)
         if begun is not None:
             seeds = begun.seeds if rows is None else [v.value for v in self.seeds]
             pairs += zip(self.seeds, seeds, strict=True)

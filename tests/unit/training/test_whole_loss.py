@@ -356,7 +356,7 @@ def test_a_batch_for_which_memory_ran_out_is_run_again(float64, monkeypatch, fai
     fit(parts, x, y, 12)
     ((key, phases),) = parts.make_train_function.__self__._phases.items()
     step = parts.make_train_function.__self__._steps[key]
-    holder, name = (step, f"_{phase}") if BACKEND == "jax" else (phases, phase)
+    holder, name = (phases, phase) if BACKEND == "torch" else (step, f"_{phase}")
     monkeypatch.setattr(holder, name, Failing(getattr(holder, name), at))
     fit(parts, x, y, 12)
     assert parts.microbatch_plan.chosen == 2

@@ -27,7 +27,7 @@ def current_values(variables):
     return [(variable, variable.value) for variable in variables]
 
 
-def add_gradients(share, phases, sums, factor, inputs=None):
+def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
     """Add the gradients of ``share(weights)`` to the sums.
 
     Args:
@@ -37,6 +37,7 @@ def add_gradients(share, phases, sums, factor, inputs=None):
         sums: The accumulator's sums: one per weight, for each loss.
         factor: Scalar that gradients are multiplied by, or None.
         inputs: List of tensors by which `share` is differentiated as well, or None.
+        weights: None: what the variables hold is a value already.
 
     Returns:
         `Added`.

@@ -256,8 +256,11 @@ def apply(optimizer, gradients, variables):
 def plus(total, gradient, factor):
     """Return ``total + factor * gradient``, where a `factor` of None is 1.
 
-    Of a `tf.IndexedSlices` only the rows it names are added.
+    Of a `tf.IndexedSlices` only the rows it names are added. A total that is one has no rows yet.
     """
+    if isinstance(total, tf.IndexedSlices):
+        is_list = isinstance(gradient, tf.IndexedSlices)
+        return gradient if is_list else _times(gradient, factor, total.dtype)
     if isinstance(gradient, tf.IndexedSlices):
         rows = _times(gradient.values, factor, total.dtype)
         return tf.tensor_scatter_nd_add(total, gradient.indices[:, None], rows)

@@ -60,10 +60,16 @@ def mismatch(variables):
 
 
 def sum_over(tensors):
-    """Return the tensors summed over the replicas, in one call of the strategy."""
+    """Return the tensors summed over the replicas, in one call of the strategy.
+
+    Of lists of rows (`tf.IndexedSlices`) the sum is one list after the other.
+    """
     context = tf.distribute.get_replica_context()
     sums = context.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))
-    return [tf.ensure_shape(each, t.shape) for each, t in zip(sums, tensors, strict=True)]
+    return [
+        each if isinstance(t, tf.IndexedSlices) else tf.ensure_shape(each, t.shape)
+        for each, t in zip(sums, tensors, strict=True)
+    ]
 
 
 def gather(tensors, copies=1):

@@ -14,6 +14,7 @@ from tensorflow_ranger.backend.phases import (
     Phases,
     Slopes,
 )
+from tensorflow_ranger.backend.tensorflow import table_rows
 from tensorflow_ranger.backend.tensorflow.arrays import kept, squared_norm
 from tensorflow_ranger.backend.tensorflow.loops import fold
 from tensorflow_ranger.backend.tensorflow.replicas import in_lockstep
@@ -55,31 +56,34 @@ def current_values(variables):
     return []
 
 
-def add_gradients(share, phases, sums, factor, inputs=None):
+def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
     """Add the gradients of ``share(None)`` to the sums.
 
     Args:
-        share: Function that returns ``(loss, aux)``; with several losses, loss is a list of them.
-            With `inputs` it takes those, too.
+        share: Function of values of the weights that returns ``(loss, aux)``; with several losses,
+            loss is a list of them. With `inputs` it takes those, too.
         phases: `Phases`.
         sums: The accumulator's sums: one per weight, for each loss.
         factor: Scalar that gradients are multiplied by, or None.
         inputs: List of tensors by which `share` is differentiated as well, or None.
+        weights: For each weight its value as a tensor, or None for the variable; or None for all.
 
     Returns:
         `Added`.
     """
-    weights = [weight.value for weight in phases.weights]
+    own = [weight.value for weight in phases.weights]
+    if weights is not None:
+        own = [o if v is None else v for o, v in zip(own, weights, strict=True)]
     with tf.GradientTape(persistent=phases.losses > 1) as tape:
-        tape.watch(inputs or [])
-        loss, aux = share(None) if inputs is None else share(None, inputs)
+        tape.watch([*(v for v in weights or [] if v is not None), *(inputs or [])])
+        loss, aux = share(weights) if inputs is None else share(weights, inputs)
     inputs = inputs or []
-    found = [tape.gradient(each, [*weights, *inputs]) for each in tf.nest.flatten(loss)]
-    gradients = [gradient for each in found for gradient in each[: len(weights)]]
+    found = [tape.gradient(each, [*own, *inputs]) for each in tf.nest.flatten(loss)]
+    gradients = [gradient for each in found for gradient in each[: len(own)]]
     slopes = [
         [
             tf.zeros_like(tensor) if slope is None else tf.convert_to_tensor(slope)
-            for slope, tensor in zip(each[len(weights) :], inputs, strict=True)
+            for slope, tensor in zip(each[len(own) :], inputs, strict=True)
         ]
         for each in found
     ]
@@ -122,6 +126,7 @@ class Step:
         self._xla = bool(compiled)
         self._runs_eagerly = compiled is None
         self._prepared = False
+        self._tables = []  # places of the sums that are lists of rows
 
         def graph(function, **options):
             if compiled is None:
@@ -157,7 +162,8 @@ class Step:
         phases = self._phases
         # XLA knows no rows of which it does not know the number, such as outputs that are gathered.
         cuts_in_xla = phases.cuts and self._xla
-        if self._loop == "host" or phases.gathers or cuts_in_xla or has_sparse(data):
+        is_varying = phases.gathers or cuts_in_xla or (self._tables and self._xla)
+        if self._loop == "host" or self._runs_eagerly or is_varying or has_sparse(data):
             return self._run_on_host(data, size, rows), None
         return self._for_size(self._run_on_device, size, rows)(data), None
 
@@ -180,7 +186,8 @@ class Step:
         self._phases.require_rows(samples)
 
     def _open(self):
-        return self._phases.open(), self._phases.initial(), *self._phases.begin()
+        sums = table_rows.begun(self._phases.open(), self._tables)
+        return sums, self._phases.initial(), *self._phases.begin()
 
     def _run_on_host(self, data, size, rows):
         sums, loop_state, factor, scale = self._begin()
@@ -191,7 +198,7 @@ class Step:
             masses = tf.nest.map_structure(lambda *values: tf.add_n(values), *measured)
         samples = tf.cast(count(data), loop_state.samples.dtype)
         totals = BatchTotals(samples, masses, factor, scale)
-        slopes = [None] * len(micro_batches)
+        slopes, lists = [None] * len(micro_batches), table_rows.Collected()
         if self._phases.cuts and len(micro_batches) > 1:
             ended, parts = loop_state, []
             for micro_batch in micro_batches:
@@ -203,9 +210,10 @@ class Step:
         outputs = []
         for micro_batch, each in zip(micro_batches, slopes, strict=True):
             sums, loop_state, output = self._add(sums, loop_state, micro_batch, totals, slopes=each)
+            sums = lists.take(sums)
             outputs.append(output)
         batch = (data, outputs) if self._phases.gathers else ()
-        return self._finish(sums, loop_state, rows, *batch)
+        return self._finish(lists.joined(sums), loop_state, rows, *batch)
 
     def _run_on_replicas(self, data, size, rows):
         self._strategy.run(self._run_on_device, args=(data, size, rows))
@@ -219,14 +227,35 @@ class Step:
         def probe(some):
             return self._graph(lambda data: self._phases.probe(data))(some)
 
+        micro_batch = cut(data, 0, size)
+        places = [*range(len(self._phases.weights))] if self._phases.accumulator.takes_rows else []
         if self._runs_eagerly:
             with kept(self._phases.model):
-                prepare(cut(data, 0, size))
+                prepare(micro_batch)
+            self._tables = places
         else:
-            tf.function(prepare, autograph=False).get_concrete_function(cut(data, 0, size))
+            graph = tf.function(prepare, autograph=False).get_concrete_function(micro_batch).graph
+            if places and table_rows.looks_up(graph):
+                self._tables = self._tables_among(places, micro_batch)
         with kept(self._phases.model):
             self._phases.examine(probe, None if self._has_several_processes else data, size)
         self._prepared = True
+
+    def _tables_among(self, places, micro_batch):
+        """Return the places of the sums that are lists of rows, as tracing a micro-batch tells."""
+        tables = []
+
+        def add(micro_batch):
+            phases = self._phases
+            factor, scale = phases.begin()
+            masses = phases.measure(micro_batch) if phases.needs_masses else None
+            totals = BatchTotals(phases.count(micro_batch), masses, factor, scale)
+            sums = table_rows.begun(phases.open(), places)
+            sums, _, _ = phases.add(sums, phases.initial(), micro_batch, totals)
+            tables.extend(table_rows.lists_in(sums))
+
+        tf.function(add, autograph=False).get_concrete_function(micro_batch)
+        return tables
 
     def _run_on_device(self, data, size, rows):
         phases = self._phases
@@ -244,7 +273,12 @@ class Step:
                 self._xla,
             )
         samples, masses, (place,) = phases.agreed([(data, None)], masses)
-        totals = BatchTotals(samples, masses, factor, scale)
+        # A loop would read a table for each micro-batch, which is a copy where rows are assigned.
+        read = [
+            tf.convert_to_tensor(weight.value) if i in self._tables else None
+            for i, weight in enumerate(phases.weights)
+        ]
+        totals = BatchTotals(samples, masses, factor, scale, read if self._tables else None)
         loop_state = loop_state._replace(place=place)
 
         slopes = None
@@ -253,17 +287,23 @@ class Step:
         if phases.cuts and not is_one:
             sums, loop_state, (slopes,) = self._cut_loss(sums, loop_state, data, size, totals)
 
+        lists = table_rows.InLoop(sums, self._tables)
+
         def add(state, batch):
             micro_batch, rows = batch
             cut_here = None if slopes is None else Slopes(rows, slopes.added)
+            begun, loop_state, arrays = state
             sums, loop_state, _ = phases.add(
-                state[0], state[1], micro_batch, totals, slopes=cut_here
+                lists.sums(begun), loop_state, micro_batch, totals, slopes=cut_here
             )
-            return sums, loop_state
+            dense, arrays = lists.add(sums, arrays)
+            return dense, loop_state, arrays
 
         batch = (data, None if slopes is None else slopes.rows)
-        sums, loop_state = fold(add, (sums, loop_state), batch, size, self._xla)
-        return phases.finish(sums, loop_state, rows)
+        dense, arrays = lists.open()
+        state = fold(add, (dense, loop_state, arrays), batch, size, self._xla)
+        dense, loop_state, arrays = state
+        return phases.finish(lists.close(dense, arrays), loop_state, rows)
 
     def _cut_loss(self, sums, loop_state, data, size, totals):
         """Run the samples forward, and the loss of all; return what `Phases.differentiate` does."""

@@ -49,7 +49,7 @@ def current_values(variables):
     return []
 
 
-def add_gradients(share, phases, sums, factor, inputs=None):
+def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
     """Run ``share(None)`` backward, which adds its gradients to the sums.
 
     Args:
@@ -58,6 +58,7 @@ def add_gradients(share, phases, sums, factor, inputs=None):
         sums: `_Sums`, changed in place.
         factor: Known to the sums.
         inputs: List of tensors by which `share` is differentiated as well, or None. It takes them.
+        weights: None: a module reads its own parameters.
 
     Returns:
         `Added`.

@@ -12,7 +12,6 @@ from keras import ops
 from tensorflow_ranger.backend import arrays, draws, keras_internals
 from tensorflow_ranger.backend.batches import count
 from tensorflow_ranger.backend.placed_draws import PlacedDraws
-from tensorflow_ranger.checks.wrapped_optimizers import chain
 from tensorflow_ranger.training.call_scope import CallScope
 from tensorflow_ranger.training.verification.dry_run import largest
 
@@ -60,20 +59,6 @@ def state_reasons(state, parts, tolerance, is_explained):
         f"The state {name} ends with another value: {difference:.1e} apart."
         for name, difference in state.items()
         if not difference <= tolerance and name not in named
-    ]
-
-
-def embedding_notes(model):
-    """Return which embeddings take another path than in plain `fit` on TensorFlow."""
-    *_, optimizer = chain(model.optimizer)
-    if keras.config.backend() != "tensorflow" or isinstance(optimizer, keras.optimizers.SGD):
-        return []
-    return [
-        f"{_name(layer)}: plain fit on TensorFlow hands {type(optimizer).__name__} the gradients "
-        "of a row one by one, and microbatch their sum, as JAX and PyTorch do. The weights follow "
-        "another path: 0.08 of the way apart after 8 updates of a text model."
-        for layer in keras_internals.layers_of(model)
-        if isinstance(layer, keras.layers.Embedding)
     ]
 
 

@@ -425,14 +425,3 @@ def test_a_long_table_shows_the_largest_differences():
     assert lines[21] == "... and 11 variables that differ less"
     assert lines[-2].startswith("Differs: ")
     assert lines[-1] == "- Why."
-
-
-@first
-@pytest.mark.parametrize(("optimizer", "told"), [("adam", BACKEND == "tensorflow"), ("sgd", False)])
-def test_embeddings_that_follow_another_path_are_noted(optimizer, told):
-    model = keras.Sequential([layers.Embedding(9, 4), layers.Flatten(), layers.Dense(2)])
-    model.compile(optimizer, "mse", jit_compile=False)
-    found = verify(model, (np.random.default_rng(0).integers(0, 9, (12, 6)), data(12)[1]), 5)
-    assert found.exact
-    assert bool(found.notes) is told
-    assert ("0.08 of the way apart" in str(found)) is told
