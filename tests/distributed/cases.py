@@ -29,6 +29,7 @@ class Case:
         last: Samples of an epoch's last batch.
         poisoned: Row that holds a NaN, or None.
         has_loss: Whether the model itself has a loss, which compares all samples that it is given.
+        padding: What micro-batches are trimmed of, or None.
     """
 
     optimizer: Callable
@@ -38,6 +39,7 @@ class Case:
     last: int = BATCH  # another number takes another compilation
     poisoned: int | None = None
     has_loss: bool = False
+    padding: int | None = None
 
 
 def classifier(*layers):
@@ -65,10 +67,10 @@ def drawing():
     return classifier(layers.Dropout(0.3), layers.GaussianNoise(0.1), layers.Dropout(0.2, seed=1))
 
 
-def tagger():
+def tagger(length: int | None = 5):
     """Return a network that tags the words of sentences of up to 5."""
     keras.utils.set_random_seed(1)
-    words = keras.Input((5,))
+    words = keras.Input((length,))
     vectors = keras.layers.Embedding(12, 8, mask_zero=True)(words)
     hidden = keras.layers.Dense(8, activation="tanh")(vectors)
     return keras.Model(words, keras.layers.Dense(3)(hidden))
@@ -133,6 +135,7 @@ def windows(steps=2):
 
 CASES = {
     "masks": Case(sgd, tagger, masked=True, last=22),
+    "padded": Case(sgd, lambda: tagger(None), masked=True, last=22, padding=0),
     "batch_normalization": Case(lambda: sgd(0.02), normalized, size=2),
     "uneven": Case(sgd, classifier, last=21),
     "contrasting": Case(sgd, contrasting, last=21, has_loss=True),
@@ -194,7 +197,7 @@ def compiled(case):
         metrics=["accuracy"],
     )
     if case.size:
-        ranger.microbatch(model, case.size)
+        ranger.microbatch(model, case.size, padding=case.padding)
     return model
 
 

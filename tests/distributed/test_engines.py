@@ -27,7 +27,7 @@ ENGINES = {
         "jax_processes": (["masks", "contrasting_even", "drawing_even"], ["batch_normalization"]),
         "jax_model_parallel": ([], ["masks", "streaming"]),
     },
-    "torch": {"torch_processes": (QUICK, OTHERS)},
+    "torch": {"torch_processes": ([*QUICK, "padded"], OTHERS)},
 }[keras.config.backend()]
 MAIN = next(iter(ENGINES))  # looked at in every suite, the others in the thorough run
 pytestmark = pytest.mark.filterwarnings("ignore:Left out:UserWarning")

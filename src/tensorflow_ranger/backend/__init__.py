@@ -8,6 +8,7 @@ folder of the active backend is imported, so a JAX or PyTorch user never pays fo
 - `replicas`: sums over the replicas of a distributed run.
 - `loops`: the loop over the micro-batches of a batch.
 - `gradients`: sums of gradients for training loops of a user's own.
+- `added_gradients`: the gradients of a micro-batch of `microbatch`, added to those of its batch.
 - `steps`: the training step of `microbatch`.
 """
 
@@ -33,4 +34,5 @@ draws = _of_active_backend("draws")
 replicas = _of_active_backend("replicas")
 loops = _of_active_backend("loops")
 gradients = _of_active_backend("gradients")
+added_gradients = _of_active_backend("added_gradients")
 steps = _of_active_backend("steps")

@@ -1,6 +1,7 @@
 """Batches: nested arrays, or None, whose leading axis is the samples."""
 
 import keras
+import numpy as np
 
 from tensorflow_ranger.backend import arrays
 from tensorflow_ranger.backend.phases import BatchOutputs
@@ -38,6 +39,77 @@ def resized(data, size):
     return cut(data, 0, size)
 
 
+def at(data, places):
+    """Return the samples of `data` at these places, an array of integers."""
+    return keras.tree.map_structure(
+        lambda leaf: None if leaf is None else arrays.samples_at(leaf, places), data
+    )
+
+
+def trimmed(leaf, length):
+    """Return the first `length` steps of each sample of `leaf`."""
+    return leaf[:, :length]
+
+
+def in_order(leaves, places, steps=None):
+    """Return the samples of several arrays as one array, each where it belongs.
+
+    Args:
+        leaves: List of arrays of shape ``(samples, ...)``.
+        places: The place of each sample, one array after the other.
+        steps: The size of the second axis, or None where arrays are of one size. Those of fewer
+            steps are filled up with zeros.
+    """
+    if steps is not None:
+        leaves = [arrays.filled(leaf, steps) for leaf in leaves]
+    return arrays.samples_at(keras.ops.concatenate(leaves), np.argsort(places))
+
+
+class Slice:
+    """Which samples of a batch a micro-batch has: some that follow each other.
+
+    Args:
+        start: Place in the batch of the first.
+        count: How many there are.
+    """
+
+    #: Places of the samples in the batch, or None where they follow the micro-batch before.
+    places = None
+
+    def __init__(self, start, count):
+        self._start = start
+        self._count = count
+        self.stop = start + count
+
+    def of(self, data):
+        """Return the micro-batch of a batch."""
+        return cut(data, self._start, self._count)
+
+    def slopes_of(self, rows):
+        """Return the micro-batch's part of ``Slopes.rows`` of the batch."""
+        return cut(rows, self._start, self._count)
+
+    def placed(self, state):
+        """Return the `LoopState` that the micro-batch is handed."""
+        return state if self.places is None else state._replace(place=self.places)
+
+
+def slices(data, size, start=0, stops=()):
+    """Return the `Slice` objects of `data`: `size` samples each, and what remains.
+
+    Args:
+        data: Nested arrays.
+        size: Samples of a micro-batch.
+        start: The sample to begin with.
+        stops: Samples that no micro-batch reaches across.
+    """
+    found, samples = [], count(data)
+    for stop in sorted({stop for stop in (*stops, samples) if stop > start}):
+        found += [Slice(each, min(size, stop - each)) for each in range(start, stop, size)]
+        start = stop
+    return found
+
+
 def joined_outputs(parts):
     """Return the `BatchOutputs` of a batch from those of its micro-batches."""
     rows, added = zip(*parts, strict=True)
@@ -49,4 +121,4 @@ def joined_outputs(parts):
 
 def split(data, size):
     """Return the micro-batches of `data`: `size` samples each, and what remains."""
-    return [cut(data, start, size) for start in range(0, count(data), size)]
+    return [each.of(data) for each in slices(data, size)]

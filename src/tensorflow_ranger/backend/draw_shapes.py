@@ -1,5 +1,7 @@
 """The shape of a draw where every array knows its own: on JAX and PyTorch."""
 
+import math
+
 
 def shape_of(name, arguments):
     """Return the shape that a function of `keras.random` draws numbers of."""
@@ -14,3 +16,8 @@ def shape_of(name, arguments):
 def static_sizes(shape):
     """Return `shape` as a list of integers."""
     return [int(size) for size in shape]
+
+
+def numbers_per_sample(multiple, shape):
+    """Return how many numbers a draw of this shape has of a sample, with `multiple` rows of it."""
+    return multiple * math.prod(shape[1:])

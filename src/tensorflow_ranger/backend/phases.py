@@ -135,6 +135,19 @@ class Phases(Protocol):
         """Whether all is known that decides what a step computes."""
         ...
 
+    @property
+    def loops_in_python(self) -> bool:
+        """Whether micro-batches differ in shape, so that no compiled loop can cut them."""
+        ...
+
+    def slices(self, data: Any, size: int, start: int = 0, stops: Any = ()) -> list[Any]:
+        """Return the `Slice` objects of a batch: see `batches.slices`."""
+        ...
+
+    def in_order(self, cuts: list[Any], parts: list[Any]) -> list[Any]:
+        """Return what the micro-batches of `cuts` made as a list whose join is in their order."""
+        ...
+
     def require_rows(self, samples: int) -> None:
         """Raise if layers keep state for another number of samples."""
         ...

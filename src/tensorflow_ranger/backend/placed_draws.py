@@ -19,21 +19,30 @@ class PlacedDraws:
     Which draws have the samples along their leading axis cannot be told from one shape: an axis of
     8 may be 8 samples, or 8 units. `multiples` compares two passes.
 
+    Where a micro-batch's samples have places anywhere in the batch, and lack some of their steps,
+    each sample gets those of the batch's numbers that are its own and that it has steps for.
+
     Args:
-        place: Scalar; the place in its batch of the micro-batch's first sample.
+        place: Scalar; the place in its batch of the micro-batch's first sample. Or a vector with
+            the places of all its samples.
         rows: Samples of the micro-batch, or None where a graph does not know them.
         multiples: What `multiples` returned, or None to take each leading axis that `rows` divides
             for samples.
         find: Function that returns `multiples` when there is a draw, or None.
+        full: For a vector of places: the shape of each draw where samples have all their steps.
     """
 
-    def __init__(self, place, rows, multiples=None, find=None):
+    def __init__(self, place, rows, multiples=None, find=None, full=()):
         self._place = place
+        self._is_sorted = len(getattr(place, "shape", ())) > 0
+        self._full = full
         self._rows = rows if isinstance(rows, int) else None
         self._multiples = multiples
         self._find = find
         #: The leading axis of each draw, in order; None where a graph does not know it.
         self.leading = []
+        #: The shape of each draw, with None for what a graph does not know.
+        self.shapes = []
         #: States of the `SeedGenerator` objects of draws that have no place, by their ids.
         self.unplaced = {}
 
@@ -45,9 +54,16 @@ class PlacedDraws:
         shape = draws.shape_of(name, arguments)
         sizes = draws.static_sizes(shape)
         multiple = self._next_multiple(sizes)
+        self.shapes.append(sizes)
         if multiple != 0 and draws.can_place(name):
-            rows = None if multiple is None else (self._place, multiple)
-            return draws.drawn(name, function, arguments, shape, rows)
+            if not self._is_sorted:
+                rows = None
+                if multiple is not None:
+                    rows = self._place, draws.numbers_per_sample(multiple, shape)
+                return draws.drawn(name, function, arguments, shape, rows)
+            full = self._full_shape(sizes)
+            if full is not None:
+                return self._drawn_of_full(name, function, arguments, shape, multiple, full)
         with keras_internals.drawing_by(self):  # `next_seed` makes this micro-batch's own numbers
             return function(**arguments)
 
@@ -55,8 +71,45 @@ class PlacedDraws:
         """Return a seed of this micro-batch's own, for numbers that depend on more than a place."""
         self.unplaced[id(generator.state)] = generator.state
         seed = function()
-        far = ops.cast(self._place, seed.dtype) * ops.cast(_FAR, seed.dtype)
+        place = self._place[0] if self._is_sorted else self._place
+        far = ops.cast(place, seed.dtype) * ops.cast(_FAR, seed.dtype)
         return seed + ops.stack([ops.zeros_like(far), far])
+
+    def _full_shape(self, sizes):
+        """Return the shape of the present draw of samples that have all their steps, or None."""
+        number = len(self.shapes) - 1
+        is_known = number < len(self._full) and len(self._full[number]) == len(sizes)
+        return self._full[number] if is_known else None
+
+    def _drawn_of_full(self, name, function, arguments, shape, multiple, full):
+        """Return those numbers of a draw of shape `full` that a draw of `shape` has room for."""
+        inputs = arguments.get("inputs")
+        dtype = arguments["dtype"] if inputs is None else inputs.dtype
+
+        def drawn(shape, rows, seed):
+            own = {**arguments, "seed": seed, "shape": shape}
+            if inputs is not None:
+                del own["shape"]
+                own |= {"inputs": ops.ones(shape, dtype), "noise_shape": None}
+            return draws.drawn(name, function, own, shape, rows)
+
+        if multiple is None:
+            numbers = drawn(full, None, arguments["seed"])
+            numbers = numbers[tuple(slice(size) for size in shape)]
+        else:
+            per_sample = draws.numbers_per_sample(multiple, full)
+            # Steps that follow each other at the end of a sample need not be drawn.
+            is_first = multiple == 1 and self.shapes[-1][2:] == full[2:]
+            row = (1, *shape[1:]) if is_first else (multiple, *full[1:])
+            seed = keras_internals.drawn_seed(arguments["seed"])  # one for all samples
+            numbers = draws.for_each(
+                lambda shape, place: drawn(shape, (place, per_sample), seed),
+                row,
+                self._place,
+                dtype,
+            )
+            numbers = numbers[(slice(None), *(slice(size) for size in shape[1:]))]
+        return numbers if inputs is None else inputs * numbers
 
     def _next_multiple(self, sizes):
         """Return the leading axis' entries per sample, None for no such axis, 0 if unclear."""

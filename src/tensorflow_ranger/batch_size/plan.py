@@ -32,6 +32,7 @@ class MicrobatchPlan:
         measuring: Whether other sizes are still to be tried.
         loss: What is computed at once for the whole batch, and why; None where each micro-batch has
             its own part of the loss.
+        padding: How many time steps of the first batch are computed; None without ``padding=``.
     """
 
     batch: int | None
@@ -40,6 +41,7 @@ class MicrobatchPlan:
     reason: str
     measuring: bool = False
     loss: str | None = None
+    padding: str | None = None
 
     def __str__(self) -> str:
         lines = [f"{'micro-batch':>12} {'memory':>12} {'per sample':>12}  chosen"]
@@ -49,7 +51,8 @@ class MicrobatchPlan:
             mark = "yes" if candidate.size == self.chosen else ""
             mark = mark if candidate.fits else "does not fit"
             lines.append(f"{candidate.size:>12} {memory:>12} {seconds:>12}  {mark}".rstrip())
-        return "\n".join([*lines, self.reason, *([] if self.loss is None else [self.loss])])
+        notes = [note for note in (self.loss, self.padding) if note is not None]
+        return "\n".join([*lines, self.reason, *notes])
 
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

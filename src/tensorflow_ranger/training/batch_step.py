@@ -5,10 +5,18 @@ import warnings
 import keras
 from keras import ops
 
-from tensorflow_ranger.backend import arrays, draws, keras_internals, replicas, steps
+from tensorflow_ranger.backend import (
+    added_gradients,
+    arrays,
+    draws,
+    keras_internals,
+    replicas,
+    steps,
+)
 from tensorflow_ranger.backend.phases import LoopState
 from tensorflow_ranger.batch_size import noise_scale
 from tensorflow_ranger.distribution.batch_state import first_places, merged
+from tensorflow_ranger.training.compiled_losses import copies
 from tensorflow_ranger.training.forward_passes import rows_of
 from tensorflow_ranger.training.metrics_of_batch import (
     joined,
@@ -38,10 +46,11 @@ class BatchStep(TwoPasses):
         tasks: `Tasks` whose gradients are summed apart, or None.
         noise: `StepStatistics` that `finish` writes the noise scale's averages to, or None.
         loss: "shares", "whole", or None to decide: see `microbatch`.
+        padding: `Padding` that cuts the batches, or None.
     """
 
-    def __init__(self, model, accumulator, tasks=None, noise=None, loss=None):
-        super().__init__(model, accumulator, tasks, loss)
+    def __init__(self, model, accumulator, tasks=None, noise=None, loss=None, padding=None):
+        super().__init__(model, accumulator, tasks, loss, padding)
         self.noise = noise
 
     @property
@@ -56,6 +65,17 @@ class BatchStep(TwoPasses):
             ValueError: The noise of such a loss is to be measured.
         """
         super().examine(run, data, size)
+        if self.padding is not None and self.measures_noise:
+            raise ValueError(
+                "NoiseScale needs micro-batches of samples that were drawn at random, and padding= "
+                "sorts them by length. Leave one of them out."
+            )
+        if self.padding is not None and self.padding.has_long_outputs and self.gathers:
+            raise ValueError(
+                f"padding={self.padding.value!r} trims outputs, and a metric of this model is a "
+                "function of the whole batch's, padding included. Compile metrics that add up over "
+                "samples, as Keras' own do, or call microbatch without padding=."
+            )
         if not self.cuts:
             return
         if self.measures_noise:
@@ -119,6 +139,8 @@ class BatchStep(TwoPasses):
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         samples = self.count(x)
+        # What Keras on PyTorch makes of weights depends on how many steps are padding.
+        given = sample_weight if self.padding is None else copies(sample_weight)
 
         def share(weights):
             with self._scope(weights, state, rows_of(x)) as scope:
@@ -144,16 +166,20 @@ class BatchStep(TwoPasses):
                 loss = keras.tree.map_structure(lambda v: v * ops.cast(totals.scale, v.dtype), loss)
             return loss, (y_pred, logged, losses, seeds, layers, metrics, assigned)
 
-        found = steps.add_gradients(share, self, sums, totals.factor, weights=totals.weights)
+        found = added_gradients.add_gradients(
+            share, self, sums, totals.factor, weights=totals.weights
+        )
         y_pred, logged, losses, seeds, layers, metrics, assigned = found.aux
         self.has_gradient = found.has_gradient
         if slopes is not None:
             pairs = zip(found.has_gradient, self._loss_has_gradient, strict=True)
             self.has_gradient = [any(pair) for pair in pairs]
         if not self.has_own_metrics:
-            metrics = self.metrics_of_batch.added(
-                state.metrics, metrics, y, y_pred, sample_weight, samples / totals.samples
-            )
+            # Keras' metrics take means over all steps.
+            seen = y, y_pred, given
+            seen = seen if self.padding is None else self.padding.filled(*seen)
+            fraction = samples / totals.samples
+            metrics = self.metrics_of_batch.added(state.metrics, metrics, seen, fraction)
         if replica_weight is not None:
             samples = samples * replica_weight
             metrics = [
@@ -221,7 +247,7 @@ class BatchStep(TwoPasses):
         """Return the sums and the state of all replicas, and the samples that metrics count."""
         if replicas.count() == 1:
             return sums, state, state.samples
-        sums, present = steps.filled(sums, self.accumulator.open, state.samples)
+        sums, present = added_gradients.filled(sums, self.accumulator.open, state.samples)
         before = self.state.before(state.layers)
         metrics = [v.value for v in self.metrics]
         seeds = [v.value for v in self.seeds]

@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 from tensorflow_ranger.accumulation.buffer import accumulator_dtype
-from tensorflow_ranger.backend import arrays, draws, keras_internals, steps
-from tensorflow_ranger.backend.batches import count, cut, first, resized
+from tensorflow_ranger.backend import added_gradients, arrays, draws, keras_internals
+from tensorflow_ranger.backend.batches import count, cut, first, resized, slices
 from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.backend.phases import LoopState
 from tensorflow_ranger.backend.placed_draws import PlacedDraws, measured
@@ -15,7 +15,12 @@ from tensorflow_ranger.training.call_scope import CallScope, lasting
 from tensorflow_ranger.training.compiled_losses import CompiledLosses, copies
 from tensorflow_ranger.training.examination import Examination
 from tensorflow_ranger.training.layer_state import CARRIED, LayerState
-from tensorflow_ranger.training.metrics_of_batch import MetricsOfBatch, masked, with_masks
+from tensorflow_ranger.training.metrics_of_batch import (
+    MetricsOfBatch,
+    masked,
+    outputs_and_masks,
+    with_masks,
+)
 from tensorflow_ranger.training.probe import Look, Looks
 from tensorflow_ranger.training.whole_loss import WholeLoss
 
@@ -27,16 +32,19 @@ class ForwardPasses:
         model: A compiled and built Keras model.
         tasks: `Tasks` whose gradients are summed apart, or None.
         loss: "shares", "whole", or None to decide: see `microbatch`.
+        padding: `Padding` that cuts the batches, or None.
     """
 
-    def __init__(self, model, tasks=None, loss=None):
+    def __init__(self, model, tasks=None, loss=None, padding=None):
         self.model = model
+        self.padding = padding
         self.noise = None
         self.weights = list(model.trainable_variables)
         self.metrics = list(model.metrics_variables)
         self.seeds = keras_internals.seeds_of(model)
         #: What each draw of a forward pass has of the samples along its leading axis.
         self._multiples: list[int | None] | None = None
+        self._full_shapes = []  # of draws, where samples have all their steps
         #: States of the seed generators whose numbers are not those of the whole batch.
         self.unplaced = []
         self.compiled_losses = CompiledLosses(model, tasks, loss)
@@ -54,6 +62,19 @@ class ForwardPasses:
     def require_rows(self, samples):
         """Raise if layers keep state for another number of samples."""
         self.state.require_rows(samples)
+
+    @property
+    def loops_in_python(self):
+        """Whether micro-batches differ in shape, so that no compiled loop can cut them."""
+        return self.padding is not None
+
+    def slices(self, data, size, start=0, stops=()):
+        """Return the `Slice` objects of a batch: see `batches.slices`."""
+        return (slices if self.padding is None else self.padding.slices)(data, size, start, stops)
+
+    def in_order(self, cuts, parts):
+        """Return what the micro-batches of `cuts` made as a list whose join is in their order."""
+        return parts if self.padding is None else self.padding.in_order(cuts, parts)
 
     @property
     def gathers(self):
@@ -87,6 +108,7 @@ class ForwardPasses:
         with self._scope(rows=rows_of(x), also=self.metrics) as scope:
             y_pred = self.call(x)
             self._find_draws(x, scope.draws)
+            self._find_time_axes(x, y_pred, scope.draws)
             self.whole_loss.find(y_pred)
             by_layers = {id(v) for v in scope.assigned}
             self.compiled_losses.inspect(y, y_pred, sample_weight)
@@ -114,6 +136,22 @@ class ForwardPasses:
         if drawer.leading:
             self._multiples = measured(look, drawer, count(x))
         self.unplaced = list(drawer.unplaced.values())
+
+    def _find_time_axes(self, x, y_pred, drawer):
+        if self.padding is None:
+            return
+        self._full_shapes = drawer.shapes
+        try:
+            with self._scope(rows=rows_of(x)):
+                shortened = self.call(self.padding.shortened(x))
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"padding={self.padding.value!r} trims samples, and the model cannot be called on "
+                f"fewer steps ({error}). Call microbatch without padding=."
+            ) from error
+        self.padding.learn(x, outputs_and_masks(y_pred), outputs_and_masks(shortened))
 
     def _find_loss_state(self, assigned):
         metrics = {id(v) for v in self.metrics}
@@ -244,7 +282,7 @@ class ForwardPasses:
         """
         layers, start = (None, 0) if begun is None else (begun.layers, begun.samples)
         own = [*self.weights, *self.model.non_trainable_variables]
-        pairs = steps.current_values([*own, *also])
+        pairs = added_gradients.current_values([*own, *also])
         # Keras looks for a regularized weight nowhere but in the scope.
         pairs += ((w, w.value) for w in self.weights if w.regularizer is not None)
         if weights is not None:
@@ -260,7 +298,7 @@ class ForwardPasses:
             drawer = None
             if rows is not None:
                 place = draws.place(0) if begun is None else begun.place
-                drawer = PlacedDraws(place, rows, self._multiples)
+                drawer = PlacedDraws(place, rows, self._multiples, full=self._full_shapes)
             with CallScope(mapping.values(), reassigned, drawer) as scope:
                 yield scope
 

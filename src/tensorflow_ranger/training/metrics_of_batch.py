@@ -95,18 +95,16 @@ class MetricsOfBatch:
                 compiled.update_state(y, y_pred, sample_weight)
         return [scope.get_current_value(v) for v in variables]
 
-    def added(self, before, values, y, y_pred, sample_weight, fraction):
+    def added(self, before, values, seen, fraction):
         """Return the metrics' variables after a micro-batch.
 
         Args:
             before: Their values before the micro-batch.
             values: Their values after its forward pass, which may have changed some.
-            y: Targets.
-            y_pred: Outputs.
-            sample_weight: Sample weights, or None.
+            seen: Tuple ``(y, y_pred, sample_weight)``.
             fraction: Scalar; the micro-batch's fraction of the batch's samples.
         """
-        updated = self.updated(values, y, y_pred, sample_weight)
+        updated = self.updated(values, *seen)
         for place, variable in enumerate(self._model.metrics_variables):
             if id(variable) not in self._of_batch:
                 continue
@@ -116,6 +114,12 @@ class MetricsOfBatch:
                 gained = updated[place] - before[place]
                 updated[place] = before[place] + gained * ops.cast(fraction, gained.dtype)
         return updated
+
+    def of_samples(self):
+        """Return the ids of the variables of compiled metrics that add up over samples."""
+        compiled = keras_internals.compiled_metrics(self._model)
+        variables = [] if compiled is None else compiled.variables
+        return {id(v) for v in variables} - self._of_batch
 
     def update(self, y, y_pred, sample_weight):
         """Update the metrics that are functions of the batch with the batch."""
@@ -129,6 +133,12 @@ class MetricsOfBatch:
 def with_masks(y_pred):
     """Return outputs and their masks as plain tensors, which leave a compiled function."""
     return y_pred, [keras_internals.get_mask(leaf) for leaf in keras.tree.flatten(y_pred)]
+
+
+def outputs_and_masks(y_pred):
+    """Return the outputs, and then those masks that there are, as one list."""
+    outputs, masks = with_masks(y_pred)
+    return [*keras.tree.flatten(outputs), *(mask for mask in masks if mask is not None)]
 
 
 def masked(y_pred, masks):

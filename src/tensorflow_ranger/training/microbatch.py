@@ -1,6 +1,7 @@
 """microbatch: the whole batch's weights with one micro-batch's memory, inside Keras' own fit."""
 
 import functools
+import numbers
 
 import keras
 
@@ -21,6 +22,7 @@ def microbatch(
     memory_limit: float | str | None = None,
     accumulator_dtype: str | None = None,
     loss: str | None = None,
+    padding: float | None = None,
 ) -> keras.Model:
     """Train `model` on whole batches, a micro-batch of `size` samples at a time.
 
@@ -65,6 +67,12 @@ def microbatch(
             loss on the outputs of the whole batch; None to decide on the first batch. It is "whole"
             for a model that overrides `compute_loss`, for a loss that returns one number for a
             batch, and for one that gives some samples other numbers together than apart.
+        padding: Number that stands behind the end of each sample in padded sequences; None to take
+            samples as long as they are given. With it, the samples of a batch are sorted by length,
+            and each micro-batch is trimmed to its longest sample: the same weights in less time. A
+            micro-batch then has as many samples as have the time steps of `size` padded ones, at
+            most. The time axis is the second one of each input; declare it as
+            ``keras.Input((None, ...))``. Compiled steps are made for 8 lengths at most.
 
     Returns:
         `model`. Its attribute `microbatch_plan` is a `MicrobatchPlan` that tells the size in use.
@@ -72,7 +80,8 @@ def microbatch(
     Raises:
         TypeError: `model` is not a Keras model.
         ValueError: An argument is out of range; the model overrides `train_step` or
-            `make_train_function`. In `fit`: the optimizer accumulates gradients itself.
+            `make_train_function`. In `fit`: the optimizer accumulates gradients itself; with
+            `padding`, the model computes something else without the padding.
         MemoryError: In `fit`: not even one sample fits.
 
     Example:
@@ -92,9 +101,11 @@ def microbatch(
             install_whole(model)
         return model
     check_trainable(model, "microbatch")
-    _check(size, memory_limit, loss)
+    _check(size, memory_limit, loss, padding)
     limit = None if memory_limit is None else parse_bytes(memory_limit)
-    return install(model, size, limit=limit, accumulator_dtype=accumulator_dtype, loss=loss)
+    return install(
+        model, size, limit=limit, accumulator_dtype=accumulator_dtype, loss=loss, padding=padding
+    )
 
 
 def install_whole(model):
@@ -173,7 +184,7 @@ def _uninstall(model):
         model.train_function = model.test_function = None
 
 
-def _check(size, memory_limit, loss):
+def _check(size, memory_limit, loss, padding):
     if size != "auto":
         arguments.count(
             "size",
@@ -185,6 +196,11 @@ def _check(size, memory_limit, loss):
         raise ValueError(
             f"memory_limit is for size='auto': got memory_limit={memory_limit!r} and size={size}. "
             "Leave one out."
+        )
+    if isinstance(padding, bool) or not isinstance(padding, numbers.Real | None):
+        raise ValueError(
+            "padding must be the number that stands behind the end of each sample, such as 0, or "
+            f"None: got {padding!r}."
         )
     if loss not in (None, "shares", "whole"):
         raise ValueError(

@@ -21,12 +21,14 @@ from tensorflow_ranger.distribution.reduction import merged_gradients, require_r
 from tensorflow_ranger.multitask.task_buffer import TaskBuffer
 from tensorflow_ranger.training.batch_step import BatchStep
 from tensorflow_ranger.training.model_state import attached, tasks_of
+from tensorflow_ranger.training.padding import Padding
 from tensorflow_ranger.training.step_statistics import StepStatistics
 from tensorflow_ranger.training.task_losses import (
     require_single_update,
     require_whole_windows,
     resolved_tasks,
 )
+from tensorflow_ranger.training.verification.inertness import require_inert
 
 _logger = logging.getLogger("tensorflow_ranger")
 
@@ -43,6 +45,8 @@ class TrainFunction:
         loop: Where the loop runs: "device", inside one compiled step; "host", in Python; None for
             the faster one.
         may_fold: Whether the momentum of SGD may hold the sum where that is exact.
+        padding: Number that stands behind the end of each sample, or None to take samples as long
+            as they are given.
     """
 
     def __init__(
@@ -55,17 +59,21 @@ class TrainFunction:
         loss=None,
         loop=None,
         may_fold=True,
+        padding=None,
     ):
         self._model = model
         self.loss = loss
         self._loop = loop
         self._may_fold = may_fold
+        self.padding = padding
+        self._is_inert = False
         self._dtype = arguments.accumulator_dtype(accumulator_dtype)
         self.noise: StepStatistics | None = None
         self.is_whole = size == WHOLE
         self._is_searched = size == "auto"
         self._sizes = SearchedSize(limit) if self._is_searched else FixedSize(size)
         self._whole_reason: str | None = None
+        self._trimmed: str | None = None
         self._shown: MicrobatchPlan | None = None
         self._show_plan()
 
@@ -118,6 +126,7 @@ class TrainFunction:
             "torch": lambda data: self._run_batch(None, data[0], "all")[0],
         }
         require_replicas(model.variables)
+        self._require_python_loop()
         if self._is_searched and replicas.in_lockstep(model.variables):
             raise ValueError(
                 "size='auto' is measured by one process: got several, which must agree on the "
@@ -128,6 +137,15 @@ class TrainFunction:
             self._merged = functools.partial(merged_gradients, model.optimizer)
             replicas.begin_alike([*model.variables, *model.optimizer.variables])
         model.train_function = runs[keras.config.backend()]
+
+    def _require_python_loop(self):
+        has_several = replicas.has_several(self._model.variables) and not steps.ADDS_IN_PLACE
+        on_device = has_several or keras_internals.strategy_of(self._model) is not None
+        if self.padding is not None and on_device:
+            raise ValueError(
+                "padding= cuts each batch in Python, and these replicas meet within one compiled "
+                "step. Leave padding= out, or train with PyTorch's processes."
+            )
 
     def _run_from_tensorflow_iterator(self, iterator):
         rows = _rows_known_to_graph(iterator, self._model)
@@ -156,6 +174,7 @@ class TrainFunction:
         data = keras.utils.unpack_x_y_sample_weight(steps.without_optionals(data))
         samples = _samples(data)
         phases, step = self._step_for(data)
+        self._check_padding(state, data)
         step.require_rows(samples)
         sizes = self._sizes
         memory_of = functools.partial(step.memory, state, data) if steps.KNOWS_MEMORY else None
@@ -183,6 +202,7 @@ class TrainFunction:
                 self._show_plan()
                 if size < samples:
                     self._show_loss(phases.compiled_losses.whole_reason)
+                self._show_cells(phases.padding, data, size)
                 if not step.is_settled:
                     self._steps.clear()
                 return logs, state
@@ -193,7 +213,9 @@ class TrainFunction:
         plan = self._sizes.plan
         if self._shown is not plan:
             self._shown = plan
-            self._model.microbatch_plan = dataclasses.replace(plan, loss=self._whole_reason)
+            self._model.microbatch_plan = dataclasses.replace(
+                plan, loss=self._whole_reason, padding=self._trimmed
+            )
 
     def _show_loss(self, reason):
         if self._whole_reason is not None or reason is None:
@@ -208,9 +230,23 @@ class TrainFunction:
         self._shown = None
         self._show_plan()
 
+    def _show_cells(self, padding, data, size):
+        if padding is None or self._trimmed is not None:
+            return
+        padded, computed = padding.cells_of(data, size)
+        self._trimmed = (
+            f"{computed} of the first batch's {padded} padded time steps are computed "
+            f"({computed / padded:.0%})."
+        )
+        self._shown = None
+        self._show_plan()
+
     def _step_for(self, data):
         # Which leaves are there decides what a step computes.
         key = tuple(leaf is None for leaf in keras.tree.flatten(data))
+        if self.padding is not None:
+            # What layers draw for a sample depends on its padded size.
+            key = (*key, *Padding(self._model, self.padding, False).sizes_of(data[0]))
         if key not in self._steps:
             model = self._model
             if all(arrays.has_value(variable) for variable in model.variables[:1]):
@@ -218,12 +254,32 @@ class TrainFunction:
                 keras_internals.build(model, data)
             compiled = None if model.run_eagerly else bool(model.jit_compile)
             tasks = resolved_tasks(model)
-            phases = BatchStep(model, self._make_accumulator(tasks), tasks, self.noise, self.loss)
+            accumulator = self._make_accumulator(tasks)
+            padding = self._padding_for(compiled)
+            phases = BatchStep(model, accumulator, tasks, self.noise, self.loss, padding)
             self._check_metrics(phases)
             loop = "host" if phases.has_own_metrics else steps.default_loop(compiled)
             self._steps[key] = steps.make_step(phases, self._loop or loop, compiled)
             self._phases[key] = phases
         return self._phases[key], self._steps[key]
+
+    def _padding_for(self, compiled):
+        if self.padding is None:
+            return None
+        is_compiled = bool(compiled) and keras.config.backend() != "torch"
+        return Padding(self._model, self.padding, is_compiled)
+
+    def _check_padding(self, state, data):
+        """Compare the first samples that have padding, with it and without."""
+        if self.padding is None or self._is_inert:
+            return
+        model = self._model
+        held = contextlib.nullcontext()
+        if state is not None:
+            held = keras_internals.state_in_variables(model, state)
+        with held:
+            padding = Padding(model, self.padding, is_compiled=False)
+            self._is_inert = require_inert(model, data, padding, self.loss)
 
     def _check_metrics(self, phases):
         on_device = replicas.has_several(phases.weights) and keras.config.backend() != "torch"

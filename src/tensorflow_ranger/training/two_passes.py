@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from tensorflow_ranger.backend import arrays, replicas, steps
+from tensorflow_ranger.backend import added_gradients, arrays, replicas
 from tensorflow_ranger.backend.phases import BatchOutputs, BatchPart, Slopes
 from tensorflow_ranger.training.compiled_losses import copies
 from tensorflow_ranger.training.forward_passes import ForwardPasses, rows_of
@@ -17,10 +17,11 @@ class TwoPasses(ForwardPasses):
         accumulator: What holds the sums of gradients.
         tasks: `Tasks` whose gradients are summed apart, or None.
         loss: "shares", "whole", or None to decide: see `microbatch`.
+        padding: `Padding` that cuts the batches, or None.
     """
 
-    def __init__(self, model, accumulator, tasks=None, loss=None):
-        super().__init__(model, tasks, loss)
+    def __init__(self, model, accumulator, tasks=None, loss=None, padding=None):
+        super().__init__(model, tasks, loss, padding)
         self.accumulator = accumulator
         self._loss_has_gradient = []
 
@@ -91,7 +92,7 @@ class TwoPasses(ForwardPasses):
             return loss, (logged * part, [each * part for each in losses], assigned, metrics)
 
         inputs = self.whole_loss.inputs_of(batch.outputs)
-        found = steps.add_gradients(loss_of, self, sums, totals.factor, inputs)
+        found = added_gradients.add_gradients(loss_of, self, sums, totals.factor, inputs)
         self._loss_has_gradient = found.has_gradient
         logged, losses, assigned, metrics = found.aux
         slopes = self.whole_loss.slopes_of(

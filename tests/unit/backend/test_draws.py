@@ -55,6 +55,37 @@ def test_a_sample_may_have_several_rows(name):
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
+@pytest.mark.parametrize("rest", [(3,), (4,), (5, 3), (2, 5)], ids=str)
+@pytest.mark.parametrize("name", PLACED)
+def test_samples_may_be_anywhere_and_lack_steps(name, rest):
+    is_own = BACKEND == "torch"
+    whole = drawn(name, rest, "float32", BATCH, is_placed=is_own)
+    places, shorter = np.array([2, 3, 7, 12], "int32"), (rest[0] - 1, *rest[1:])
+    full = [[2], [BATCH, *rest]]
+    seed = keras.random.SeedGenerator(7)
+    drawer = PlacedDraws(places, len(places), [None, 1], full=full)
+    with keras_internals.drawing_by(drawer):
+        FUNCTIONS[name]((2,), "float32", seed)
+        part = FUNCTIONS[name]((len(places), *shorter), "float32", seed)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(part), whole[places][:, : shorter[0]], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_the_last_axis_may_lack_steps_of_several_rows(name):
+    whole = drawn(name, (3, 4), "float32", BATCH, multiple=2, is_placed=BACKEND == "torch")
+    whole = whole.reshape(BATCH, 2, 3, 4)
+    places = np.array([1, 4, 5], "int32")
+    drawer = PlacedDraws(places, 3, [None, 2], full=[[2], [2 * BATCH, 3, 4]])
+    seed = keras.random.SeedGenerator(7)
+    with keras_internals.drawing_by(drawer):
+        FUNCTIONS[name]((2,), "float32", seed)
+        part = FUNCTIONS[name]((6, 2, 3), "float32", seed)
+    expected = whole[places][:, :, :2, :3].reshape(6, 2, 3)
+    np.testing.assert_allclose(ops.convert_to_numpy(part), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", PLACED)
 def test_places_may_be_far_away(name):
     # 2^22 samples of 2,048 numbers: more than 2^32 numbers lie before.

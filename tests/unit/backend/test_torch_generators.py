@@ -29,8 +29,8 @@ def bits(request):
     """A function of first number, count and seed that returns words as NumPy's uint64."""
 
     def bits_of(first, count, seeds):
-        found = GENERATORS[request.param](first, count, list(seeds), "cpu")
-        return found.numpy().view(np.uint64)
+        found = GENERATORS[request.param]([first], count, list(seeds), "cpu")
+        return found.numpy().view(np.uint64)[0]
 
     return bits_of
 
@@ -120,7 +120,7 @@ def test_the_largest_words_make_numbers_that_are_finite(monkeypatch):
     import torch
 
     edges = torch.tensor([2**63 - 1, -(2**63), 0, -1, 2**31 - 1, -(2**31)])
-    monkeypatch.setattr(draws, "stream", lambda first, count, *_: edges[first:][:count])
+    monkeypatch.setattr(draws, "stream", lambda *_: edges[None])
     for dtype in ("float32", "float64"):
         count = 12 if dtype == "float32" else 6
         for draw in (keras.random.normal, keras.random.truncated_normal, keras.random.uniform):

@@ -117,6 +117,17 @@ def rows(leaf, start, size):
     return leaf[start : start + size]
 
 
+def samples_at(leaf, places):
+    """Return the rows of `leaf` at these places, a NumPy array of integers."""
+    return leaf[places]
+
+
+def filled(leaf, steps):
+    """Return `leaf` with zeros behind its second axis, which has `steps` entries then."""
+    missing = [(0, steps - leaf.shape[1])]
+    return jnp.pad(leaf, [(0, 0), *missing, *[(0, 0)] * (leaf.ndim - 2)])
+
+
 def rows_at(leaf, start, count):
     """Return `count` rows of `leaf` from the scalar `start` on."""
     return jax.lax.dynamic_slice_in_dim(leaf, start, count)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.extend import random as extended
 
 from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.backend.draw_shapes import numbers_per_sample as numbers_per_sample
 from tensorflow_ranger.backend.draw_shapes import shape_of as shape_of
 from tensorflow_ranger.backend.draw_shapes import static_sizes as static_sizes
 
@@ -29,16 +30,21 @@ def drawn(name, function, arguments, shape, rows):
         function: The function.
         arguments: Dict of all its arguments.
         shape: What `shape_of` returned.
-        rows: Pair of the scalar place of the first sample and the rows per sample, or None for the
-            first numbers of the seed.
+        rows: Pair of the scalar place of the first sample and the numbers per sample, or None for
+            the first numbers of the seed.
     """
     seed = arguments["seed"]
     if not isinstance(seed, jax.Array):
         seed = keras_internals.drawn_seed(seed)
     if rows is not None:
-        place, multiple = rows
-        seed = _key(seed, place, multiple * math.prod(shape[1:]))
+        seed = _key(seed, *rows)
     return function(**{**arguments, "seed": seed})
+
+
+def for_each(function, row, places, dtype):
+    """Return what ``function(shape, place)`` draws of shape `row` for each of the places."""
+    numbers = jax.vmap(lambda place: function(row, place))(places)
+    return numbers.reshape(-1, *row[1:])
 
 
 def _key(seed, place, stride):

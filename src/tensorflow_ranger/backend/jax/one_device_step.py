@@ -9,75 +9,15 @@ import keras
 import numpy as np
 
 from tensorflow_ranger.backend.batches import count, cut, has_sparse, joined_outputs, split
-from tensorflow_ranger.backend.jax.arrays import squared_norm
 from tensorflow_ranger.backend.jax.loops import fold
 from tensorflow_ranger.backend.jax.memory import bytes_of, shapes, temporaries_of
 from tensorflow_ranger.backend.phases import (
-    Added,
     BatchOutputs,
     BatchPart,
     BatchTotals,
     Phases,
     Slopes,
 )
-
-
-def current_values(variables):
-    """Return pairs of the variables and the values an inner scope must be told."""
-    return [(variable, variable.value) for variable in variables]
-
-
-def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
-    """Add the gradients of ``share(weights)`` to the sums.
-
-    Args:
-        share: Function of the trainable variables' values that returns ``(loss, aux)``; with
-            several losses, loss is a list of them. With `inputs` it takes those, too.
-        phases: `Phases`.
-        sums: The accumulator's sums: one per weight, for each loss.
-        factor: Scalar that gradients are multiplied by, or None.
-        inputs: List of tensors by which `share` is differentiated as well, or None.
-        weights: None: what the variables hold is a value already.
-
-    Returns:
-        `Added`.
-    """
-    values = [weight.value for weight in phases.weights]
-    count = len(values)
-    if inputs is None:
-        function, values = share, values
-    else:
-        function, values = lambda both: share(both[:count], both[count:]), [*values, *inputs]
-    if phases.losses == 1:
-        found, aux = (
-            jax.grad(function, has_aux=True)(values) if values else ([], function(values)[1])
-        )
-        found = [found]
-    else:
-        found, aux = _gradients_apart(function, values)
-    gradients = [gradient for each in found for gradient in each[:count]]
-    square = squared_norm(gradients) if phases.measures_noise else None
-    sums = [
-        phases.accumulator.add(i, total, gradient, factor)
-        for i, (total, gradient) in enumerate(zip(sums, gradients, strict=True))
-    ]
-    return Added(sums, aux, square, [True] * len(sums), [each[count:] for each in found])
-
-
-def _gradients_apart(share, values):
-    # One forward pass for all. The transpose of one output leaves out what others need, where a
-    # pull-back of all of them would multiply it by zeros.
-    losses, push_forward, aux = jax.linearize(share, values, has_aux=True)
-    gradients = []
-    for place, loss in enumerate(losses):
-        pull_back = jax.linear_transpose(lambda t, place=place: push_forward(t)[place], values)
-        gradients.append(pull_back(jnp.ones_like(loss))[0])
-    return gradients, aux
-
-
-def filled(sums, empty, like):
-    """Return the sums, and an empty list: a trace knows which of them have gradients."""
-    return sums, []
 
 
 class JaxStep:
@@ -140,9 +80,10 @@ class JaxStep:
         return self._whole(state, data, size, rows)
 
     def _is_on_host(self, data):
-        # A compiled loop cuts arrays, and returns no outputs.
+        # A compiled loop cuts arrays, all alike, and returns no outputs.
         phases = self._phases
-        return self._loop == "host" or phases.gathers or phases.cuts or has_sparse(data)
+        needs_python = phases.gathers or phases.cuts or phases.loops_in_python
+        return self._loop == "host" or needs_python or has_sparse(data)
 
     @property
     def is_settled(self):
@@ -156,36 +97,44 @@ class JaxStep:
     def _run_on_host(self, state, data, size, rows):
         trainable, non_trainable, optimizer, metrics = state
         data = jax.tree.map(np.asarray, data) if jax.default_backend() == "cpu" else data
-        micro_batches = split(data, size)
+        cuts = self._phases.slices(data, size)
+        micro_batches = [each.of(data) for each in cuts]
         slots = self._phases.accumulator.slots
         held = [optimizer[slot] for slot in slots]
         optimizer = list(optimizer)
         for slot in slots:
             optimizer[slot] = None
         sums, loop_state, factor, scale = self._begin(held, optimizer, non_trainable, metrics)
-        masses = None
+        place, masses = loop_state.place, None
         if self._phases.needs_masses:
             measured = [self._measure(trainable, non_trainable, m) for m in micro_batches]
             masses = jax.tree.map(lambda *values: sum(values), *measured)
         samples = np.asarray(count(data), loop_state.samples.dtype)
         totals = BatchTotals(samples, masses, factor, scale)
-        slopes = [None] * len(micro_batches)
-        if self._phases.cuts and len(micro_batches) > 1:
+        slopes = [None] * len(cuts)
+        if self._phases.cuts and len(cuts) > 1:
             ended, parts = loop_state, []
-            for micro_batch in micro_batches:
+            for each, micro_batch in zip(cuts, micro_batches, strict=True):
+                ended = each.placed(ended)
                 ended, part = self._forward(ended, trainable, non_trainable, micro_batch, samples)
                 parts.append(part)
+            parts = self._phases.in_order(cuts, parts)
+            ended = ended._replace(place=place)
             sums, loop_state, found = self._differentiate(
                 sums, loop_state, ended, trainable, non_trainable, data, parts, totals
             )
-            slopes = [Slopes(rows, found[0].added) for rows in split(found[0].rows, size)]
+            slopes = [Slopes(each.slopes_of(found[0].rows), found[0].added) for each in cuts]
         outputs = []
-        for micro_batch, each in zip(micro_batches, slopes, strict=True):
+        for each, micro_batch, cut_here in zip(cuts, micro_batches, slopes, strict=True):
+            loop_state = each.placed(loop_state)
             sums, loop_state, output = self._add(
-                sums, loop_state, trainable, non_trainable, micro_batch, totals, each
+                sums, loop_state, trainable, non_trainable, micro_batch, totals, cut_here
             )
             outputs.append(output)
-        batch = (data, outputs) if self._phases.gathers else (None, ())
+        loop_state = loop_state._replace(place=place)  # of one shape, whatever came last
+        batch = (None, ())
+        if self._phases.gathers:
+            batch = data, self._phases.in_order(cuts, outputs)
         return self._finish(trainable, optimizer, sums, non_trainable, loop_state, rows, *batch)
 
     def _open(self, held, optimizer, non_trainable, metrics):

@@ -4,9 +4,6 @@ import jax
 
 from tensorflow_ranger.backend import replicas
 from tensorflow_ranger.backend.jax.one_device_step import JaxStep
-from tensorflow_ranger.backend.jax.one_device_step import add_gradients as add_gradients
-from tensorflow_ranger.backend.jax.one_device_step import current_values as current_values
-from tensorflow_ranger.backend.jax.one_device_step import filled as filled
 from tensorflow_ranger.backend.jax.sharded_step import Mesh, ReplicaStep
 from tensorflow_ranger.backend.jax.sharded_step import trainer_overrides as trainer_overrides
 

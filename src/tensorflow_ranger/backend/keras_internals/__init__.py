@@ -13,6 +13,9 @@ from tensorflow_ranger.backend.keras_internals.jax_trainer import (
     hand_on_uneven_batches as hand_on_uneven_batches,
 )
 from tensorflow_ranger.backend.keras_internals.jax_trainer import return_state as return_state
+from tensorflow_ranger.backend.keras_internals.jax_trainer import (
+    state_in_variables as state_in_variables,
+)
 from tensorflow_ranger.backend.keras_internals.losses import (
     added_loss_value as added_loss_value,
 )

@@ -24,7 +24,10 @@ def drawn_seed(seed):
     """Return the numbers that a call of `keras.random` seeds its generator with.
 
     ``draw_seed`` takes them from a `SeedGenerator`, which moves on by one, or makes them of an int.
+    Numbers that have been drawn are returned as they are.
     """
+    if keras.ops.is_tensor(seed):
+        return seed
     with _drawn_by(None):
         return draw_seed(seed)
 

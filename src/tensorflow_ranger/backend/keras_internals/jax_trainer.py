@@ -3,6 +3,8 @@
 Read in Keras 3.12 to 3.15.
 """
 
+import contextlib
+
 import keras
 
 _STATE = (
@@ -24,6 +26,31 @@ def return_state(model, state):
         state: Keras' four lists of values: trainable, non-trainable, optimizer, metrics.
     """
     model._jax_state = dict(zip(_STATE, state, strict=True))
+
+
+@contextlib.contextmanager
+def state_in_variables(model, state):
+    """Inside, the variables of `model` hold the values that `fit` on JAX has taken out of them.
+
+    ``JAXTrainer._get_jax_state`` empties them by ``_purge_model_variables``.
+
+    Args:
+        model: A Keras model in `fit`.
+        state: Keras' four lists of values: trainable, non-trainable, optimizer, metrics.
+    """
+    groups = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    )
+    for variables, values in zip(groups, state, strict=True):
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+    try:
+        yield
+    finally:
+        model._purge_model_variables(**dict.fromkeys(_STATE, True))
 
 
 def hand_on_uneven_batches(epoch_iterator, is_even, convert):

@@ -85,7 +85,7 @@ def strategy_of(model):
 
     ``TensorFlowTrainer.__init__`` looks for it; other backends have none.
     """
-    return model._distribute_strategy
+    return getattr(model, "_distribute_strategy", None)
 
 
 def compiled_metrics(model):

@@ -155,6 +155,18 @@ def _with_static(dense_shape, static):
     return tf.stack([tf.cast(part, "int64") for part in parts])
 
 
+def samples_at(leaf, places):
+    """Return the rows of `leaf` at these places, a NumPy array of integers."""
+    return tf.gather(leaf, places)
+
+
+def filled(leaf, steps):
+    """Return `leaf` with zeros behind its second axis, which has `steps` entries then."""
+    missing = [[0, steps - tf.shape(leaf)[1]]]
+    found = tf.pad(leaf, [[0, 0], *missing, *[[0, 0]] * (len(leaf.shape) - 2)])
+    return tf.ensure_shape(found, [leaf.shape[0], steps, *leaf.shape[2:]])
+
+
 def rows_at(leaf, start, count):
     """Return `count` rows of `leaf` from the scalar `start` on."""
     return leaf[start : start + count]

@@ -31,6 +31,11 @@ def shape_of(name, arguments):
     return [shape[i] if size is None else size for i, size in enumerate(noise_shape)]
 
 
+def numbers_per_sample(multiple, shape):
+    """Return how many numbers a draw of this shape has of a sample, with `multiple` rows of it."""
+    return _product([multiple, *_sizes(shape)[1:]])
+
+
 def static_sizes(shape):
     """Return `shape` as a list of integers, with None for what a graph does not know."""
     known = [tf.get_static_value(size) for size in _sizes(shape)]
@@ -45,12 +50,18 @@ def drawn(name, function, arguments, shape, rows):
         function: The function.
         arguments: Dict of all its arguments.
         shape: What `shape_of` returned.
-        rows: Pair of the scalar place of the first sample and the rows per sample, or None for the
-            first numbers of the seed.
+        rows: Pair of the scalar place of the first sample and the numbers per sample, or None for
+            the first numbers of the seed.
     """
     if rows is None:
         return function(**arguments)
     return _FUNCTIONS[name](**{**arguments, "shape": _sizes(shape), "rows": rows})
+
+
+def for_each(function, row, places, dtype):
+    """Return what ``function(shape, place)`` draws of shape `row` for each of the places."""
+    each = tf.map_fn(lambda p: function(row, p), places, fn_output_signature=_dtype(dtype))
+    return tf.reshape(each, [-1, *row[1:]])
 
 
 def _dropout(shape, rows, inputs, rate, noise_shape, seed):
@@ -105,10 +116,9 @@ def _numbers(operation, seed, shape, rows, dtype, in_one_row=False):
     many, a micro-batch begins with a counter of its own. Otherwise it draws from the counter before
     and cuts what is not its own.
     """
-    place, multiple = rows
+    place, per_sample = rows
     group = 2 if dtype.size == 8 else 4
     sizes = _sizes(shape)
-    per_sample = _product([multiple, *sizes[1:]])
     start = tf.cast(place, "int64") * tf.cast(per_sample, "int64")
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(
         seed=_as_keras_casts(keras_internals.drawn_seed(seed))

@@ -5,9 +5,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tensorflow_ranger.backend.batches import count, cut, has_sparse, joined_outputs, split
+from tensorflow_ranger.backend.batches import count, cut, has_sparse, joined_outputs
 from tensorflow_ranger.backend.phases import (
-    Added,
     BatchOutputs,
     BatchPart,
     BatchTotals,
@@ -15,7 +14,7 @@ from tensorflow_ranger.backend.phases import (
     Slopes,
 )
 from tensorflow_ranger.backend.tensorflow import table_rows
-from tensorflow_ranger.backend.tensorflow.arrays import kept, squared_norm
+from tensorflow_ranger.backend.tensorflow.arrays import kept
 from tensorflow_ranger.backend.tensorflow.loops import fold
 from tensorflow_ranger.backend.tensorflow.replicas import in_lockstep
 from tensorflow_ranger.backend.tensorflow.strategies import strategy_of
@@ -51,57 +50,6 @@ def make_step(phases, loop, compiled):
     return Step(phases, loop, compiled)
 
 
-def current_values(variables):
-    """Return pairs of the variables and the values an inner scope must be told: none."""
-    return []
-
-
-def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
-    """Add the gradients of ``share(None)`` to the sums.
-
-    Args:
-        share: Function of values of the weights that returns ``(loss, aux)``; with several losses,
-            loss is a list of them. With `inputs` it takes those, too.
-        phases: `Phases`.
-        sums: The accumulator's sums: one per weight, for each loss.
-        factor: Scalar that gradients are multiplied by, or None.
-        inputs: List of tensors by which `share` is differentiated as well, or None.
-        weights: For each weight its value as a tensor, or None for the variable; or None for all.
-
-    Returns:
-        `Added`.
-    """
-    own = [weight.value for weight in phases.weights]
-    if weights is not None:
-        own = [o if v is None else v for o, v in zip(own, weights, strict=True)]
-    with tf.GradientTape(persistent=phases.losses > 1) as tape:
-        tape.watch([*(v for v in weights or [] if v is not None), *(inputs or [])])
-        loss, aux = share(weights) if inputs is None else share(weights, inputs)
-    inputs = inputs or []
-    found = [tape.gradient(each, [*own, *inputs]) for each in tf.nest.flatten(loss)]
-    gradients = [gradient for each in found for gradient in each[: len(own)]]
-    slopes = [
-        [
-            tf.zeros_like(tensor) if slope is None else tf.convert_to_tensor(slope)
-            for slope, tensor in zip(each[len(own) :], inputs, strict=True)
-        ]
-        for each in found
-    ]
-    square = None
-    if phases.measures_noise:
-        square = squared_norm([gradient for gradient in gradients if gradient is not None])
-    sums = [
-        total if gradient is None else phases.accumulator.add(i, total, gradient, factor)
-        for i, (total, gradient) in enumerate(zip(sums, gradients, strict=True))
-    ]
-    return Added(sums, aux, square, [gradient is not None for gradient in gradients], slopes)
-
-
-def filled(sums, empty, like):
-    """Return the sums, and an empty list: a trace knows which of them have gradients."""
-    return sums, []
-
-
 class Step:
     """Runs a batch: `run` returns the logs and None.
 
@@ -135,9 +83,10 @@ class Step:
 
         self._graph = graph
         self._begin = graph(self._open)
-        self._measure = graph(phases.measure)
-        self._add = graph(phases.add)
-        self._forward = graph(phases.forward)
+        of_any_shape = {"reduce_retracing": phases.loops_in_python and not compiled}
+        self._measure = graph(phases.measure, **of_any_shape)
+        self._add = graph(phases.add, **of_any_shape)
+        self._forward = graph(phases.forward, **of_any_shape)
         self._differentiate = graph(phases.differentiate)
         self._finish = graph(phases.finish)
         self._per_size = {}
@@ -163,6 +112,7 @@ class Step:
         # XLA knows no rows of which it does not know the number, such as outputs that are gathered.
         cuts_in_xla = phases.cuts and self._xla
         is_varying = phases.gathers or cuts_in_xla or (self._tables and self._xla)
+        is_varying = is_varying or phases.loops_in_python
         if self._loop == "host" or self._runs_eagerly or is_varying or has_sparse(data):
             return self._run_on_host(data, size, rows), None
         return self._for_size(self._run_on_device, size, rows)(data), None
@@ -191,28 +141,37 @@ class Step:
 
     def _run_on_host(self, data, size, rows):
         sums, loop_state, factor, scale = self._begin()
-        micro_batches = split(data, size)
+        place = loop_state.place
+        cuts = self._phases.slices(data, size)
+        micro_batches = [each.of(data) for each in cuts]
         masses = None
         if self._phases.needs_masses:
             measured = [self._measure(micro_batch) for micro_batch in micro_batches]
             masses = tf.nest.map_structure(lambda *values: tf.add_n(values), *measured)
         samples = tf.cast(count(data), loop_state.samples.dtype)
         totals = BatchTotals(samples, masses, factor, scale)
-        slopes, lists = [None] * len(micro_batches), table_rows.Collected()
-        if self._phases.cuts and len(micro_batches) > 1:
+        slopes, lists = [None] * len(cuts), table_rows.Collected()
+        if self._phases.cuts and len(cuts) > 1:
             ended, parts = loop_state, []
-            for micro_batch in micro_batches:
-                ended, part = self._forward(ended, micro_batch, samples)
+            for each, micro_batch in zip(cuts, micro_batches, strict=True):
+                ended, part = self._forward(each.placed(ended), micro_batch, samples)
                 parts.append(part)
+            ended = ended._replace(place=place)
+            parts = self._phases.in_order(cuts, parts)
             batch = [BatchPart(data, joined_outputs(parts), None)]
             sums, loop_state, (found,) = self._differentiate(sums, loop_state, ended, batch, totals)
-            slopes = [Slopes(rows, found.added) for rows in split(found.rows, size)]
+            slopes = [Slopes(each.slopes_of(found.rows), found.added) for each in cuts]
         outputs = []
-        for micro_batch, each in zip(micro_batches, slopes, strict=True):
-            sums, loop_state, output = self._add(sums, loop_state, micro_batch, totals, slopes=each)
+        for each, micro_batch, cut_here in zip(cuts, micro_batches, slopes, strict=True):
+            sums, loop_state, output = self._add(
+                sums, each.placed(loop_state), micro_batch, totals, slopes=cut_here
+            )
             sums = lists.take(sums)
             outputs.append(output)
-        batch = (data, outputs) if self._phases.gathers else ()
+        batch = ()
+        if self._phases.gathers:
+            batch = data, self._phases.in_order(cuts, outputs)
+        loop_state = loop_state._replace(place=place)  # of one shape, whatever came last
         return self._finish(lists.joined(sums), loop_state, rows, *batch)
 
     def _run_on_replicas(self, data, size, rows):

@@ -111,6 +111,18 @@ def rows(leaf, start, size):
     return part.clone() if isinstance(part, torch.Tensor) else part.copy()
 
 
+def samples_at(leaf, places):
+    """Return the rows of `leaf` at these places, a NumPy array of integers."""
+    is_tensor = isinstance(leaf, torch.Tensor)
+    return leaf[torch.as_tensor(places, device=leaf.device)] if is_tensor else leaf[places]
+
+
+def filled(leaf, steps):
+    """Return `leaf` with zeros behind its second axis, which has `steps` entries then."""
+    others = [0, 0] * (leaf.ndim - 2)
+    return torch.nn.functional.pad(leaf, [*others, 0, steps - leaf.shape[1]])
+
+
 def rows_at(leaf, start, count):
     """Return `count` rows of `leaf` from the scalar `start` on."""
     return leaf[start : start + count]

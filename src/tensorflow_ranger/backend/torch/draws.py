@@ -6,9 +6,11 @@ The numbers are not those that Keras draws on PyTorch.
 import math
 
 import keras
+import numpy as np
 import torch
 
 from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.backend.draw_shapes import numbers_per_sample as numbers_per_sample
 from tensorflow_ranger.backend.draw_shapes import shape_of as shape_of
 from tensorflow_ranger.backend.draw_shapes import static_sizes as static_sizes
 from tensorflow_ranger.backend.torch.random_words import hashes, stream
@@ -26,18 +28,23 @@ def can_place(name):
 
 def _numbers(seed, shape, rows, width):
     """Return integers of `width` random bits, 32 or 64, of the rows of a draw."""
-    count, start = math.prod(shape), 0
+    starts = [0]
     if rows is not None:
-        place, multiple = rows
-        start = place * multiple * math.prod(shape[1:])
+        places, per_sample = rows
+        starts = [int(place) * per_sample for place in np.atleast_1d(places)]
+    count = math.prod(shape) // len(starts)
     seeds = [int(number) % 2**64 for number in keras_internals.drawn_seed(seed)]
     device = keras_internals.drawing_device()
     words = stream if torch.device(device).type == "cpu" else hashes
     if width == 64:
-        return words(start, count, seeds, device).view(shape)
-    first, last = start // 2, (start + count + 1) // 2
-    halves = words(first, last - first, seeds, device).view(torch.int32)
-    return halves[start % 2 :][:count].view(shape)
+        return words(starts, count, seeds, device).view(shape)
+    halves = words([start // 2 for start in starts], count // 2 + 1, seeds, device)
+    halves = halves.view(torch.int32)
+    odd = [start % 2 for start in starts]
+    if len(set(odd)) == 1:
+        return halves[:, odd[0] : odd[0] + count].reshape(shape)
+    within = torch.arange(count, device=device) + torch.tensor(odd, device=device)[:, None]
+    return halves.gather(1, within).view(shape)
 
 
 def _unit(seed, shape, rows, dtype):
@@ -124,12 +131,17 @@ def drawn(name, function, arguments, shape, rows):
         function: The function.
         arguments: Dict of all its arguments.
         shape: What `shape_of` returned.
-        rows: Pair of the place of the first sample and the rows per sample, or None for the first
-            numbers of the seed.
+        rows: Pair of the place of the first sample and the numbers per sample, or None for
+            the first numbers of the seed. Or of the places of all samples.
     """
     if keras_internals.drawing_device() == "meta":  # no numbers, but shapes
         return function(**arguments)
     return _FUNCTIONS[name](**{**arguments, "shape": shape, "rows": rows})
+
+
+def for_each(function, row, places, dtype):
+    """Return what ``function(shape, place)`` draws of shape `row` for each of the places."""
+    return function((len(places) * row[0], *row[1:]), places)
 
 
 def _torch_dtype(dtype):

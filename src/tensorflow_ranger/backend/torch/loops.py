@@ -1,9 +1,9 @@
 """PyTorch: a loop over the micro-batches of a batch, in Python."""
 
-from tensorflow_ranger.backend.batches import count, cut
+from tensorflow_ranger.backend.batches import slices
 
 
-def fold(body, state, batch, size, start=0, stops=()):
+def fold(body, state, batch, size):
     """Return ``state = body(state, micro_batch)`` after the last micro-batch of `batch`.
 
     Args:
@@ -11,12 +11,7 @@ def fold(body, state, batch, size, start=0, stops=()):
         state: What the first micro-batch is given.
         batch: Nested tensors, or None, with the samples along their leading axes.
         size: Samples of a micro-batch. A remainder smaller than that comes last.
-        start: The sample to begin with.
-        stops: Samples that no micro-batch reaches across.
     """
-    stops = sorted({*stops, count(batch)})
-    while start < count(batch):
-        end = min(start + size, next(stop for stop in stops if stop > start))
-        state = body(state, cut(batch, start, end - start))
-        start = end
+    for each in slices(batch, size):
+        state = body(state, each.of(batch))
     return state

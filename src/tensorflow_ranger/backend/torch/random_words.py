@@ -17,17 +17,36 @@ import torch
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def stream(first, count, seeds, device):
-    """Return `count` int64 of random bits, those of NumPy's generator from number `first` on."""
-    generator = np.random.PCG64DXSM(np.random.SeedSequence(seeds))
-    return torch.from_numpy(generator.advance(first).random_raw(count).view(np.int64))
+def stream(firsts, count, seeds, device):
+    """Return rows of `count` int64 of random bits, those of NumPy's generator.
+
+    Args:
+        firsts: List of the number that each row begins with.
+        count: Numbers in a row.
+        seeds: List of two integers from 0 to 2^64 - 1.
+        device: Name of the device: a CPU.
+    """
+    generator, place = np.random.PCG64DXSM(np.random.SeedSequence(seeds)), 0
+    rows = np.empty((len(firsts), count), np.uint64)
+    for row, first in zip(rows, firsts, strict=True):
+        row[:] = generator.advance(first - place).random_raw(count)
+        place = first + count
+    return torch.from_numpy(rows.view(np.int64))
 
 
-def hashes(first, count, seeds, device):
-    """Return `count` int64 of random bits, the hashes of the numbers from `first` on."""
+def hashes(firsts, count, seeds, device):
+    """Return rows of `count` int64 of random bits, the hashes of the numbers of each row.
+
+    Args:
+        firsts: List of the number that each row begins with.
+        count: Numbers in a row.
+        seeds: List of two integers from 0 to 2^64 - 1.
+        device: Name of the device.
+    """
     mixed = _mixed(_mixed(seeds[0] + _GOLDEN) + seeds[1])
     before, within = _signed(mixed), _signed(_mixed(mixed + _GOLDEN))
-    numbers = torch.arange(first, first + count, device=device)
+    beginnings = torch.tensor(firsts, device=device)
+    numbers = beginnings[:, None] + torch.arange(count, device=device)
     numbers = _fold(numbers.mul_(_signed(_GOLDEN)).add_(before), 30).mul_(_signed(_FIRST))
     numbers = _fold(numbers.bitwise_xor_(within), 27).mul_(_signed(_SECOND))
     return _fold(numbers, 31)

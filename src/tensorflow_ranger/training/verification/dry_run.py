@@ -14,7 +14,6 @@ from tensorflow_ranger.backend.phases import BatchTotals
 from tensorflow_ranger.training.batch_step import BatchStep
 from tensorflow_ranger.training.compiled_losses import CompiledLosses, copies
 from tensorflow_ranger.training.metrics_of_batch import masked, with_masks
-from tensorflow_ranger.training.train_function import TrainFunction
 
 
 class DryRun(BatchStep):
@@ -24,15 +23,13 @@ class DryRun(BatchStep):
         model: A compiled and built Keras model.
         is_whole: Whether the batch is one micro-batch, with the loss that Keras computes.
         training: What the model is called with.
+        loss: "shares", "whole", or None to decide.
+        padding: `Padding` that cuts the batch, or None.
     """
 
-    def __init__(self, model, is_whole, training):
-        installed = TrainFunction.of(model)
-        super().__init__(
-            model,
-            _Recorder(model.optimizer, model.trainable_variables),
-            loss=None if installed is None else installed.loss,
-        )
+    def __init__(self, model, is_whole, training, loss=None, padding=None):
+        recorder = _Recorder(model.optimizer, model.trainable_variables)
+        super().__init__(model, recorder, loss=loss, padding=padding)
         self._training = training
         self._is_whole = is_whole
         if is_whole:
@@ -51,6 +48,7 @@ class DryRun(BatchStep):
             "state": self.state.final(state.layers, state.samples),
             "loss": state.loss,
             "parts": state.losses,
+            "metrics": state.metrics,
         }
 
     @property
@@ -143,9 +141,8 @@ class _KerasLoss(CompiledLosses):
 
     def of(self, x, y, y_pred, sample_weight, samples, whole):
         # Keras on torch multiplies the sample weights by the mask in place.
-        copy = copies(sample_weight)
-        _, logged, parts = super().of(x, y, y_pred, copy, samples, whole)
-        loss = keras_internals.computed_loss(self.model, x, y, y_pred, sample_weight)
+        _, logged, parts = super().of(x, y, y_pred, copies(sample_weight), samples, whole)
+        loss = keras_internals.computed_loss(self.model, x, y, y_pred, copies(sample_weight))
         return ops.sum(ops.convert_to_tensor(loss)), logged, parts
 
 
@@ -160,6 +157,7 @@ class Record:
         state: The layers' state after the batch, by path.
         loss: The batch's loss.
         parts: The compiled losses' shares of it.
+        metrics: The values of the metrics' variables after the batch.
     """
 
     dry_run: DryRun
@@ -168,17 +166,28 @@ class Record:
     state: dict
     loss: float
     parts: list
+    metrics: list
 
 
-def run_both(model, data, size, training):
-    """Return the `Record` of the batch as a whole, and that of its micro-batches."""
+def run_both(model, data, size, training, loss=None, padding=None):
+    """Return the `Record` of the batch as a whole, and that of its micro-batches.
+
+    Args:
+        model: A compiled and built Keras model.
+        data: Tuple ``(x, y, sample_weight)``.
+        size: Samples per micro-batch.
+        training: What the model is called with.
+        loss: "shares", "whole", or None to decide.
+        padding: `Padding` that cuts the batch into micro-batches, or None.
+    """
     return (
-        _run(DryRun(model, True, training), data, count(data)),
-        _run(DryRun(model, False, training), data, size),
+        run(DryRun(model, True, training, loss), data, count(data)),
+        run(DryRun(model, False, training, loss, padding), data, size),
     )
 
 
-def _run(dry_run, data, size):
+def run(dry_run, data, size):
+    """Return the `Record` of the batch ``(x, y, sample_weight)``, `size` samples at a time."""
     model, state, compiled = dry_run.model, None, None
     if keras.config.backend() == "jax":
         # The step is given its arrays for good. Of the optimizer it needs none.
@@ -202,6 +211,7 @@ def _run(dry_run, data, size):
         },
         float(ops.convert_to_numpy(logs["loss"])),
         [float(ops.convert_to_numpy(part)) for part in logs["parts"]],
+        [np.asarray(ops.convert_to_numpy(value), "float64") for value in logs["metrics"]],
     )
 
 

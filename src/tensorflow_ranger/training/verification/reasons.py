@@ -1,18 +1,14 @@
 """Why the gradients of a batch and of its micro-batches differ."""
 
-import dataclasses
-import functools
 import math
-from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from tensorflow_ranger.backend import arrays, draws, keras_internals
+from tensorflow_ranger.backend import arrays, keras_internals
 from tensorflow_ranger.backend.batches import count
-from tensorflow_ranger.backend.placed_draws import PlacedDraws
-from tensorflow_ranger.training.call_scope import CallScope
+from tensorflow_ranger.training.verification.calls import calls_of, name_of
 from tensorflow_ranger.training.verification.dry_run import largest
 
 
@@ -32,13 +28,13 @@ def training_reasons(model, data, whole, differences):
     ]
     drawers = _owners(model, drawn)
     if arrays.random_state():
-        drawers += [call.layer for call in _calls(model, data[0], True) if call.drew]
+        drawers += [call.layer for call in calls_of(model, data[0], True) if call.drew]
     reasons += [
-        f"{_name(layer)} drew random numbers, and draws others for each micro-batch."
+        f"{name_of(layer)} drew random numbers, and draws others for each micro-batch."
         for layer in _once(drawers)
     ]
     reasons += [
-        f"{_name(layer)} normalized each micro-batch by the micro-batch's own mean and variance."
+        f"{name_of(layer)} normalized each micro-batch by the micro-batch's own mean and variance."
         for layer in _owners(model, whole.dry_run.assigned())
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
@@ -82,12 +78,13 @@ def crossing_reasons(model, data, size, training, tolerance):
     x = data[0]
     last = count(data) % size or size
     alone = keras.tree.map_structure(lambda leaf: None if leaf is None else leaf[-last:], x)
-    for one, other in zip(_calls(model, x, training), _calls(model, alone, training), strict=False):
+    both = calls_of(model, x, training), calls_of(model, alone, training)
+    for one, other in zip(*both, strict=False):
         if _same(one.inputs, other.inputs, tolerance) and not _same(
             one.outputs, other.outputs, tolerance
         ):
             return [
-                f"{_name(one.layer)} looks across the batch: its output for a sample depends on "
+                f"{name_of(one.layer)} looks across the batch: its output for a sample depends on "
                 "the other samples."
             ]
     return []
@@ -123,10 +120,6 @@ def loss_reasons(parts, data, size, tolerance):
     return found
 
 
-def _name(layer):
-    return f"{type(layer).__name__} {(layer.path or layer.name)!r}"
-
-
 def _owners(model, variables):
     """Return the innermost layers that own one of the variables, each once."""
     layers = keras_internals.layers_of(model)[::-1]  # inner layers before those around them
@@ -139,69 +132,6 @@ def _owners(model, variables):
 
 def _once(layers):
     return list({id(layer): layer for layer in layers}.values())
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """A call of a layer.
-
-    Args:
-        layer: The layer.
-        inputs: Its arguments' arrays; None for one that a loop or a graph keeps to itself.
-        outputs: Its outputs' arrays.
-        drew: Whether it drew from PyTorch's own generators, as `torch.nn.Dropout` does.
-    """
-
-    layer: Any
-    inputs: list
-    outputs: list
-    drew: bool
-
-
-def _calls(model, x, training):
-    """Return the calls of a forward pass, those within a layer before the layer's own."""
-    calls = []
-
-    def watched(layer):
-        call = layer.call
-
-        @functools.wraps(call)
-        def watch(*args, **kwargs):
-            states, within = arrays.random_state(), len(calls)
-            outputs = call(*args, **kwargs)
-            drew = states != arrays.random_state() and not any(c.drew for c in calls[within:])
-            calls.append(_Call(layer, _arrays((args, kwargs)), _arrays(outputs), drew))
-            return outputs
-
-        return watch
-
-    layers = keras_internals.layers_of(model)
-    own = [vars(layer).get("call") for layer in layers]
-    drawer = PlacedDraws(draws.place(0), count(x))
-    with arrays.kept(model), CallScope((), draws=drawer):
-        # Past Keras' __setattr__, which keeps record of attributes.
-        vars_of = [(vars(layer), watched(layer)) for layer in layers]
-        for attributes, watch in vars_of:
-            attributes["call"] = watch
-        try:
-            model(x, training=training) if keras_internals.takes_training(model) else model(x)
-        finally:
-            for (attributes, _), call in zip(vars_of, own, strict=True):
-                del attributes["call"]
-                if call is not None:
-                    attributes["call"] = call
-    return calls
-
-
-def _arrays(tensors):
-    return [_array(leaf) for leaf in keras.tree.flatten(tensors) if ops.is_tensor(leaf)]
-
-
-def _array(tensor):
-    if keras.backend.standardize_dtype(tensor.dtype) == "bfloat16":  # NumPy has none
-        tensor = ops.cast(tensor, "float32")
-    array = arrays.static_value(ops.stop_gradient(tensor))
-    return None if array is None or array.dtype.kind not in "fiub" else array.astype("float64")
 
 
 def _same(whole, last, tolerance):

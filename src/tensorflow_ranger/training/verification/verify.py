@@ -14,12 +14,15 @@ from tensorflow_ranger.backend import arrays, keras_internals, replicas
 from tensorflow_ranger.checks import arguments
 from tensorflow_ranger.training.examination import resolution_of
 from tensorflow_ranger.training.microbatch import overridden_step
+from tensorflow_ranger.training.padding import Padding
+from tensorflow_ranger.training.train_function import TrainFunction
 from tensorflow_ranger.training.verification.dry_run import (
     differences_of,
     is_over,
     run_both,
     state_differences_of,
 )
+from tensorflow_ranger.training.verification.inertness import inertness_reason
 from tensorflow_ranger.training.verification.reasons import (
     crossing_reasons,
     loss_notes,
@@ -136,7 +139,8 @@ def verify(model: keras.Model, batch: Any, size: int) -> Verification:
         warnings.filterwarnings("ignore", category=UserWarning, module="tensorflow_ranger")
         _build(model, data)
         tolerance = math.sqrt(resolution_of(model))
-        whole, parts = run_both(model, data, size, training=True)
+        loss, padding = _options_of(model)
+        whole, parts = run_both(model, data, size, True, loss, padding)
         differences = differences_of(whole, parts, tolerance)
         state = state_differences_of(whole, parts, tolerance)
         notes = tuple(loss_notes(parts))
@@ -146,11 +150,13 @@ def verify(model: keras.Model, batch: Any, size: int) -> Verification:
         reasons = training_reasons(model, data, whole, differences)
         reasons += state_reasons(state, parts, tolerance, bool(reasons))
         unknown = parts.dry_run.unknown
-        whole, parts = run_both(model, data, size, training=False)
+        whole, parts = run_both(model, data, size, False, loss, padding)
         is_also_in_inference = is_over(differences_of(whole, parts, tolerance), tolerance)
         if is_also_in_inference or not reasons:
             training = not is_also_in_inference
             more = crossing_reasons(model, data, size, training, tolerance)
+            if padding is not None and not more:
+                more = [inertness_reason(model, data, padding, (whole, parts), tolerance)]
             more = more or loss_reasons(parts, data, size, tolerance)
             reasons += more or ([] if unknown else [_UNEXPLAINED])
     return dataclasses.replace(found, reasons=tuple(dict.fromkeys(reasons)))
@@ -160,6 +166,15 @@ _UNEXPLAINED = (
     "Neither layers nor losses say why. Random numbers drawn outside Keras would explain it; "
     "otherwise please report the model."
 )
+
+
+def _options_of(model):
+    """Return the ``loss`` and the `Padding` that `microbatch` was given for `model`, or Nones."""
+    installed = TrainFunction.of(model)
+    if installed is None:
+        return None, None
+    padding = installed.padding
+    return installed.loss, None if padding is None else Padding(model, padding, is_compiled=False)
 
 
 def _build(model, data):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.backend import arrays, keras_internals
 
 if keras.config.backend() != "jax":
     pytest.skip("Keras' trainer on JAX", allow_module_level=True)
@@ -90,3 +90,23 @@ def test_hand_on_uneven_batches_converts_those_and_shards_the_others():
         np.testing.assert_array_equal(given[3], X[:2])  # of no other model
     finally:
         keras.distribution.set_distribution(None)
+
+
+def test_state_in_variables_lends_the_values_that_fit_has_taken_out():
+    model, seen = model_of(), []
+    before = model.get_weights()
+
+    def train(state, iterator):
+        next(iterator)
+        assert not any(arrays.has_value(v) for v in model.trainable_variables)
+        with keras_internals.state_in_variables(model, state):
+            seen.append(model.get_weights())
+        assert not any(arrays.has_value(v) for v in model.trainable_variables)
+        return {"loss": 0.0}, state
+
+    model.make_train_function = lambda force=False: setattr(model, "train_function", train)
+    model.fit(X, Y, batch_size=6, verbose=0)
+    for each in (*seen, model.get_weights()):
+        for old, new in zip(before, each, strict=True):
+            np.testing.assert_array_equal(new, old)
+    assert len(seen) == 1

@@ -1,0 +1,65 @@
+"""JAX: the gradients of a micro-batch, added to the sums of its batch."""
+
+import jax
+import jax.numpy as jnp
+
+from tensorflow_ranger.backend.jax.arrays import squared_norm
+from tensorflow_ranger.backend.phases import Added
+
+
+def current_values(variables):
+    """Return pairs of the variables and the values an inner scope must be told."""
+    return [(variable, variable.value) for variable in variables]
+
+
+def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
+    """Add the gradients of ``share(weights)`` to the sums.
+
+    Args:
+        share: Function of the trainable variables' values that returns ``(loss, aux)``; with
+            several losses, loss is a list of them. With `inputs` it takes those, too.
+        phases: `Phases`.
+        sums: The accumulator's sums: one per weight, for each loss.
+        factor: Scalar that gradients are multiplied by, or None.
+        inputs: List of tensors by which `share` is differentiated as well, or None.
+        weights: None: what the variables hold is a value already.
+
+    Returns:
+        `Added`.
+    """
+    values = [weight.value for weight in phases.weights]
+    count = len(values)
+    if inputs is None:
+        function, values = share, values
+    else:
+        function, values = lambda both: share(both[:count], both[count:]), [*values, *inputs]
+    if phases.losses == 1:
+        found, aux = (
+            jax.grad(function, has_aux=True)(values) if values else ([], function(values)[1])
+        )
+        found = [found]
+    else:
+        found, aux = _gradients_apart(function, values)
+    gradients = [gradient for each in found for gradient in each[:count]]
+    square = squared_norm(gradients) if phases.measures_noise else None
+    sums = [
+        phases.accumulator.add(i, total, gradient, factor)
+        for i, (total, gradient) in enumerate(zip(sums, gradients, strict=True))
+    ]
+    return Added(sums, aux, square, [True] * len(sums), [each[count:] for each in found])
+
+
+def _gradients_apart(share, values):
+    # One forward pass for all. The transpose of one output leaves out what others need, where a
+    # pull-back of all of them would multiply it by zeros.
+    losses, push_forward, aux = jax.linearize(share, values, has_aux=True)
+    gradients = []
+    for place, loss in enumerate(losses):
+        pull_back = jax.linear_transpose(lambda t, place=place: push_forward(t)[place], values)
+        gradients.append(pull_back(jnp.ones_like(loss))[0])
+    return gradients, aux
+
+
+def filled(sums, empty, like):
+    """Return the sums, and an empty list: a trace knows which of them have gradients."""
+    return sums, []

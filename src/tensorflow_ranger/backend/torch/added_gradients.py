@@ -1,0 +1,157 @@
+"""PyTorch: the gradients of a micro-batch, added to the sums of its batch as they are found."""
+
+import contextlib
+
+import keras
+import torch
+
+from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.backend.phases import Added
+
+
+def current_values(variables):
+    """Return pairs of the variables and the values an inner scope must be told: none."""
+    return []
+
+
+def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
+    """Run ``share(None)`` backward, which adds its gradients to the sums.
+
+    Args:
+        share: Function that returns ``(loss, aux)``; with several losses, loss is a list of them.
+        phases: `Phases`.
+        sums: `Sums`, changed in place.
+        factor: Known to the sums.
+        inputs: List of tensors by which `share` is differentiated as well, or None. It takes them.
+        weights: None: a module reads its own parameters.
+
+    Returns:
+        `Added`.
+    """
+    if inputs is None:
+        loss, aux = share(None)
+        square, slopes = sums.run_backward(keras.tree.flatten(loss)), []
+    else:
+        inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+        with torch.enable_grad():
+            loss, aux = share(None, inputs)
+        square, slopes = None, sums.add_and_cut(keras.tree.flatten(loss), inputs)
+    aux = keras.tree.map_structure(_detached, aux)
+    return Added(sums, aux, square, [True] * len(sums.values), slopes)
+
+
+def filled(sums, empty, like):
+    """Return the sums with ``empty(index)`` for None, and in a list which of them were none.
+
+    Args:
+        sums: List of tensors and Nones.
+        empty: Function from an index to a sum.
+        like: Tensor of the dtype and device of the result.
+    """
+    present = like.new_tensor([float(total is not None) for total in sums])
+    return [empty(i) if total is None else total for i, total in enumerate(sums)], [present]
+
+
+class Sums:
+    """The sums of a batch's gradients, which hooks fill during backward passes.
+
+    Args:
+        phases: `Phases` of the batch.
+        factor: Scalar that gradients are multiplied by, or None.
+    """
+
+    def __init__(self, phases, factor):
+        self._phases = phases
+        self._factor = factor
+        self.values: list[torch.Tensor | None] = [None] * (len(phases.weights) * phases.losses)
+        #: The sample that the present micro-batch ends at.
+        self.end = 0
+        #: The sample up to which each sum is complete: within a pass that failed they differ.
+        self.ends = [0] * len(self.values)
+        self._loss = 0
+        self._norms = []
+
+    def run_backward(self, losses):
+        """Add the gradients of `losses`; return their squared norm if noise is measured."""
+        phases = self._phases
+        self._norms = []
+        for self._loss, loss in enumerate(losses):
+            if phases.weights and (phases.losses == 1 or loss.requires_grad):
+                loss.backward(retain_graph=self._loss + 1 < phases.losses)
+        if not phases.measures_noise:
+            return None
+        return torch.stack(self._norms).square().sum() if self._norms else 0.0
+
+    def add_and_cut(self, losses, inputs):
+        """Add the gradients of `losses` by the weights; return those by `inputs`, for each loss."""
+        weights = [weight.value for weight in self._phases.weights]
+        wanted = [place for place, weight in enumerate(weights) if weight.requires_grad]
+        slopes = []
+        for number, loss in enumerate(losses):
+            found = [None] * (len(wanted) + len(inputs))
+            if loss.requires_grad:
+                found = torch.autograd.grad(
+                    loss,
+                    [*(weights[place] for place in wanted), *inputs],
+                    retain_graph=number + 1 < len(losses),
+                    allow_unused=True,
+                )
+            for place, gradient in zip(wanted, found, strict=False):
+                if gradient is not None:
+                    self._take(number * len(weights) + place, gradient)
+            by_inputs = zip(inputs, found[len(wanted) :], strict=True)
+            slopes.append([torch.zeros_like(i) if g is None else g for i, g in by_inputs])
+        return slopes
+
+    @torch.no_grad()
+    def _take(self, place, gradient):
+        total, accumulator = self.values[place], self._phases.accumulator
+        if total is None:
+            self.values[place] = accumulator.first(place, gradient, self._factor)
+        else:
+            self.values[place] = accumulator.add(place, total, gradient, self._factor)
+
+    @contextlib.contextmanager
+    def hooks(self):
+        """While open, gradients move to the sums as soon as they are found."""
+        self._phases.model.zero_grad()
+        handles = [
+            weight.value.register_post_accumulate_grad_hook(self._mover(index))
+            for index, weight in enumerate(self._phases.weights)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _mover(self, index):
+        phases = self._phases
+
+        @torch.no_grad()
+        def move(parameter):
+            gradient, parameter.grad = parameter.grad, None
+            place = self._loss * len(phases.weights) + index
+            if self.ends[place] >= self.end:
+                return
+            if phases.measures_noise:
+                self._norms.append(_norm(gradient))
+            self._take(place, gradient)
+            self.ends[place] = self.end
+
+        return move
+
+
+def _norm(gradient):
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return torch.linalg.vector_norm(values.float())
+
+
+def _detached(tensor):
+    if not isinstance(tensor, torch.Tensor) or not tensor.requires_grad:
+        return tensor
+    detached = tensor.detach()
+    mask = keras_internals.get_mask(tensor)
+    if mask is not None:
+        keras_internals.set_mask(detached, mask)
+    return detached
