@@ -14,7 +14,8 @@ NO_PYTHON = echo "Python 3.11 or newer is needed: found none as python3, python3
 	"python3.11. Install it, or name it: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; false
 BACKENDS ?= torch tensorflow jax
 TESTS ?=
-BENCHES ?= benchmarks benchmarks.fused benchmarks.updates benchmarks.whole_loss benchmarks.draws
+BENCHES ?= benchmarks benchmarks.fused benchmarks.updates benchmarks.whole_loss benchmarks.draws benchmarks.padding \
+	benchmarks.embeddings
 ARGS ?=
 
 VENV := .venv
