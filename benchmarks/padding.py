@@ -72,14 +72,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--networks", nargs="+", default=[*NETWORKS], choices=NETWORKS)
     options = parser.parse_args()
-    rounds = options.rounds
     (x, y), _ = reviews.load()
     x, y = x[: BATCH * BATCHES], y[: BATCH * BATCHES]
     print(f"{keras.config.backend()}: batches of {BATCH}, micro-batches of {SIZE}")
     for network in (NETWORKS[name] for name in options.networks):
         models = [model_of(network, *way) for way in ((None, None), (SIZE, None), (SIZE, 0))]
         times = []
-        for _ in range(1 + rounds):
+        for _ in range(1 + options.rounds):
             times.append([])
             for model in models:
                 begun = time.perf_counter()

@@ -33,8 +33,8 @@ FRAMES = RNG.normal(size=(SAMPLES, STEPS, 3)) * REAL[..., None]
 LABELS = np.concatenate([LENGTHS[:, None], np.minimum(X[:, :1] % 3 + 1, 3)], axis=1)
 
 
-def embedded(x, mask_zero=True):
-    return layers.Embedding(WORDS, 6, mask_zero=mask_zero)(x)
+def embedded(x):
+    return layers.Embedding(WORDS, 6, mask_zero=True)(x)
 
 
 def words():

@@ -89,9 +89,14 @@ class Slice:
         """Return the micro-batch's part of ``Slopes.rows`` of the batch."""
         return cut(rows, self._start, self._count)
 
-    def placed(self, state):
-        """Return the `LoopState` that the micro-batch is handed."""
-        return state if self.places is None else state._replace(place=self.places)
+    def placed(self, state, first=0):
+        """Return the `LoopState` that the micro-batch is handed.
+
+        Args:
+            state: `LoopState` after the micro-batches before.
+            first: The place in the global batch of the first sample of this replica.
+        """
+        return state if self.places is None else state._replace(place=first + self.places)
 
 
 def slices(data, size, start=0, stops=()):

@@ -46,7 +46,7 @@ def _least(lengths, size, most):
         begins.append(np.argmin(sums, axis=0))
         found = np.min(sums, axis=0)
     end, counts = len(places) - 1, []
-    for begin in [*(each for each in reversed(begins)), None]:
+    for begin in [*reversed(begins), None]:
         start = 0 if begin is None else int(begin[end])
         counts.append(int(places[end] - places[start]))
         end = start

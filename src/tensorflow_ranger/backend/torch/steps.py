@@ -173,9 +173,9 @@ class _Batch:
 
     def run(self, size):
         """Add the micro-batches that are left."""
-        if self._phases.cuts and (replica_count() > 1 or count(self.data) > size):
-            self._slopes = self._cut_loss(size)
         cuts = self._phases.slices(self.data, size, self._start, self.sums.ends)
+        if self._phases.cuts and (replica_count() > 1 or count(self.data) > size):
+            self._slopes = self._cut_loss(cuts)
         with self.sums.hooks():
             for each in cuts:
                 self._add(each)
@@ -187,7 +187,7 @@ class _Batch:
             slopes = Slopes(each.slopes_of(slopes.rows), slopes.added)
         _, self.state, output = self._phases.add(
             self.sums,
-            self._placed(self.state, each),
+            each.placed(self.state, self._place),
             each.of(self.data),
             self._totals,
             slopes=slopes,
@@ -196,23 +196,19 @@ class _Batch:
         self._outputs.append(output)
         self._start = each.stop
 
-    def _placed(self, state, each):
-        return state if each.places is None else state._replace(place=self._place + each.places)
-
     @property
     def outputs(self):
         """What the micro-batches made, in the order of the batch."""
         return self._phases.in_order(self._cuts, self._outputs)
 
     @torch.no_grad()
-    def _cut_loss(self, size):
+    def _cut_loss(self, cuts):
         """Compute the batch's loss; return the `Slopes` of its rows."""
         phases, ended, parts = self._phases, self.state, []
-        cuts = phases.slices(self.data, size)
         with kept(phases.model):  # generators: the second pass draws what this one draws
             for each in cuts:
                 ended, part = phases.forward(
-                    self._placed(ended, each), each.of(self.data), self._totals.samples
+                    each.placed(ended, self._place), each.of(self.data), self._totals.samples
                 )
                 parts.append(part)
         parts = phases.in_order(cuts, parts)
