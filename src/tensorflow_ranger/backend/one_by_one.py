@@ -4,7 +4,7 @@ from keras import ops
 
 
 def blend(slots, tensors, share):
-    """Assign ``slot + share (tensor - slot)`` to the variables `slots`."""
+    """Assign ``slot + share (tensor - slot)`` to the variables `slots`; `share` is a number."""
     for slot, tensor in zip(slots, tensors, strict=True):
         distance = ops.cast(tensor, slot.dtype) - slot.value
         slot.assign(slot.value + _scalar(share, slot.dtype) * distance)
@@ -15,6 +15,12 @@ def blend_squares(slots, tensors, share):
     for slot, tensor in zip(slots, tensors, strict=True):
         distance = ops.square(ops.cast(tensor, slot.dtype)) - slot.value
         slot.assign(slot.value + _scalar(share, slot.dtype) * distance)
+
+
+def softplus(tensor):
+    """Return ``log(1 + exp(tensor))`` of a `tensor` >= 0."""
+    # At least log 2: what 1 + exp(-x) rounds away of a small exponential is less than an ulp of it.
+    return tensor + ops.log(1.0 + ops.exp(-tensor))
 
 
 def descend(variables, moments, squares, rate, factor, offset):

@@ -115,7 +115,6 @@ class FamilyOptimizer(keras_internals.JointUpdate):
             ops.cast(_dense(gradient, variable), accumulator_dtype(variable.dtype))
             for gradient, variable in zip(grads, trainable_variables, strict=True)
         ]
-        gradients = self._shaping.shaped(gradients, trainable_variables)
         self._update(gradients, trainable_variables, learning_rate)
 
 

@@ -80,6 +80,7 @@ class RAdam(FamilyOptimizer):
         self._velocities = [add_slot(self, v, "velocity") for v in variables]
 
     def _update(self, gradients, variables, learning_rate):
+        gradients = self._shaping.shaped(gradients, variables)
         indices = [keras_internals.index_of(self, variable) for variable in variables]
         momentums = [self._momentums[index] for index in indices]
         velocities = [self._velocities[index] for index in indices]

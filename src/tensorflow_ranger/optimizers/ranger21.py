@@ -1,5 +1,6 @@
 """Ranger21: eight ideas of 2019 to 2021 around an AdamW core."""
 
+import functools
 import math
 
 import keras
@@ -13,9 +14,9 @@ from tensorflow_ranger.optimizers.gradient_shaping import unit_axes
 from tensorflow_ranger.optimizers.slots import add_slot
 from tensorflow_ranger.rules import norm_loss, positive_negative_momentum, schedules
 from tensorflow_ranger.rules.bias_correction import bias_correction
-from tensorflow_ranger.rules.clipping import AdaptiveGradientClipping
+from tensorflow_ranger.rules.clipping import AdaptiveGradientClipping, unit_norm
 from tensorflow_ranger.rules.lookahead import Lookahead
-from tensorflow_ranger.rules.normalization import normalize
+from tensorflow_ranger.rules.unit_shaping import shaping
 
 DEFAULT_LOOKAHEAD = Lookahead(k=5, alpha=0.5)
 DEFAULT_CLIPPING = AdaptiveGradientClipping(clipping=0.01, epsilon=1e-3)
@@ -189,48 +190,67 @@ class Ranger21(FamilyOptimizer):
         dtype = accumulator_dtype(keras.config.floatx())
         step = self.iterations.value + 1
         rate = ops.cast(learning_rate, dtype) * self._share(step, dtype)
-        if self.normalize:
-            gradients = [normalize(gradient) for gradient in gradients]
         indices = [keras_internals.index_of(self, variable) for variable in variables]
         velocities = [self._velocities[index] for index in indices]
+        fan_in = self._shaping.fan_in(variables)
+        norms = [
+            unit_norm(ops.cast(variable.value, velocity.dtype), unit_axes(variable, axes))
+            for variable, velocity, axes in zip(variables, velocities, fan_in, strict=True)
+        ]
+        gradients = self._shaped(gradients, variables, norms, fan_in)
         arrays.blend_squares(velocities, gradients, 1.0 - self.beta_2)
-        directions = self._directions(indices, gradients, step, dtype)
+        averages, weights = self._moved_averages(indices, gradients, step, dtype)
         correction = bias_correction(step, self.beta_2, dtype)
         decay = rate * self._stable_decay(velocities, correction, dtype)
-        rate_1 = rate / bias_correction(step, self.beta_1, dtype)
-        for variable, direction, velocity, axes in zip(
-            variables, directions, velocities, self._shaping.fan_in(variables), strict=True
+        scale = rate / bias_correction(step, self.beta_1, dtype) * (self.softplus or 1.0)
+        weights = arrays.computed([scale * weight for weight in weights])
+        factors = arrays.computed([self._shrinking(norm, decay, rate) for norm in norms])
+        for variable, slots, velocity, factor in zip(
+            variables, averages, velocities, factors, strict=True
         ):
             wide = velocity.dtype
-            weight = ops.cast(variable.value, wide)
-            # Where gradients vanish the decay would take off more than there is.
-            weight = weight * ops.relu(1.0 - ops.cast(decay, wide))
-            if self.norm_loss:
-                pull = norm_loss.shrinkage(
-                    weight, unit_axes(variable, axes), self.norm_loss, self.epsilon
-                )
-                weight = weight * (1.0 - ops.cast(rate, wide) * pull)
-            denominator = self._denominator(velocity.value, ops.cast(correction, wide))
-            weight = weight - ops.cast(rate_1, wide) * direction / denominator
-            variable.assign(ops.cast(weight, variable.dtype))
+            direction = sum(
+                slot.value * ops.cast(w, wide) for slot, w in zip(slots, weights, strict=True)
+            )
+            quotient = direction / self._denominator(velocity.value, ops.cast(correction, wide))
+            updated = ops.cast(variable.value, wide) * factor - quotient
+            variable.assign(ops.cast(updated, variable.dtype))
 
-    def _directions(self, indices, gradients, step, dtype):
-        """Move the averages of the gradients; return what they make together."""
-        shares, weights = [1.0 - self.beta_1], [1.0]
-        if self.positive_negative is not None:
-            shares = positive_negative_momentum.shares(step, self.beta_1, dtype)
+    def _shaped(self, gradients, variables, norms, fan_in):
+        """Return the gradients clipped, centralized and normalized, as far as these are on."""
+        clipping = self.adaptive_clipping
+        if clipping is None and not self.centralize and not self.normalize:
+            return gradients
+        pairs = [
+            shaping(
+                gradient,
+                unit_axes(variable, axes),
+                clipping and functools.partial(clipping.factor, weight_norm=norm),
+                self.centralize and bool(axes),
+                self.normalize,
+            )
+            for gradient, variable, norm, axes in zip(
+                gradients, variables, norms, fan_in, strict=True
+            )
+        ]
+        tensors, factors = zip(*pairs, strict=True)
+        factors = arrays.computed(list(factors))
+        return [tensor * factor for tensor, factor in zip(tensors, factors, strict=True)]
+
+    def _moved_averages(self, indices, gradients, step, dtype):
+        """Move an average of the gradients; return all averages and their weights."""
+        averages = [[slots[index] for index in indices] for slots in self._momentums]
+        if self.positive_negative is None:
+            arrays.blend(averages[0], gradients, 1.0 - self.beta_1)
+            weights = [ops.ones((), dtype)]
+        else:
             factor = self.positive_negative
             noise = factor if self.paper_noise_norm else self.beta_2
             weights = positive_negative_momentum.weights(step, factor, noise, dtype)
-        averages = [[slots[index] for index in indices] for slots in self._momentums]
-        for slots, share in zip(averages, shares, strict=True):
-            arrays.blend(slots, gradients, share)
-        return [
-            sum(
-                slot.value * ops.cast(w, slot.dtype) for slot, w in zip(slots, weights, strict=True)
-            )
-            for slots in zip(*averages, strict=True)
-        ]
+            share = positive_negative_momentum.share(self.beta_1)
+            for parity, slots in zip((1, 0), averages, strict=True):
+                arrays.blend_where(slots, gradients, share, ops.equal(step % 2, parity))
+        return zip(*averages, strict=True), weights
 
     def _stable_decay(self, velocities, correction, dtype):
         if not self.stable_weight_decay:
@@ -241,13 +261,20 @@ class Ranger21(FamilyOptimizer):
         moves = ops.cast(root > 0, dtype)
         return moves * self.stable_weight_decay / (root + (1.0 - moves))
 
+    def _shrinking(self, norm, decay, rate):
+        """Return the factor of each unit's weights by weight decay, then by norm loss."""
+        # Where gradients vanish the decay would take off more than there is.
+        factor = ops.relu(1.0 - ops.cast(decay, norm.dtype))
+        if self.norm_loss:
+            pull = norm_loss.shrinkage(factor * norm, self.norm_loss, self.epsilon)
+            factor = factor * (1.0 - ops.cast(rate, norm.dtype) * pull)
+        return factor
+
     def _denominator(self, velocity, correction):
-        denominator = ops.sqrt(velocity) / ops.sqrt(correction) + self.epsilon
-        if self.softplus is None:
-            return denominator
-        # PyTorch's own softplus becomes a line at 20, and is 2e-9 off there.
-        sharp = denominator * self.softplus
-        return (sharp + ops.log1p(ops.exp(-sharp))) / self.softplus
+        """Return the denominator, times the sharpness of the softplus if there is one."""
+        sharpness = 1.0 if self.softplus is None else self.softplus
+        sharp = ops.sqrt(velocity) * (sharpness / ops.sqrt(correction)) + sharpness * self.epsilon
+        return sharp if self.softplus is None else arrays.softplus(sharp)
 
     def get_config(self) -> dict:
         """Return the arguments that make an optimizer like this one, without its state."""

@@ -59,8 +59,15 @@ class AdaptiveGradientClipping:
             weight: Tensor of the gradient's shape and dtype.
             axes: Tuple of ints, the axes of a unit's weights, or None for all of them.
         """
+        return gradient * self.factor(unit_norm(gradient, axes), unit_norm(weight, axes))
+
+    def factor(self, norm: Any, weight_norm: Any) -> Any:
+        """Return what each unit's gradient is multiplied by, in (0, 1].
+
+        Args:
+            norm: Tensor; the norm of each unit's gradient.
+            weight_norm: Tensor of the same shape and dtype; the norm of each unit's weights.
+        """
         # max(a, b) as b + relu(a - b): Keras' maximum rounds float64 to float32 on some backends.
-        norm = self.epsilon + ops.relu(unit_norm(weight, axes) - self.epsilon)
-        largest = self.clipping * norm
-        excess = ops.relu(unit_norm(gradient, axes) - largest)
-        return gradient * (largest / (largest + excess))
+        largest = self.clipping * (self.epsilon + ops.relu(weight_norm - self.epsilon))
+        return largest / (largest + ops.relu(norm - largest))

@@ -5,25 +5,19 @@ import math
 from keras import ops
 
 
-def shares(step, beta_1, dtype="float32"):
-    """Return the share of the gradient in each of the two averages.
+def share(beta_1):
+    """Return the share of the gradient in the average that moves: ``1 - beta_1^2``.
 
     The average of the odd updates moves at odd updates and stands still at even ones, and the
-    other way round: ``m <- m + share (g - m)``, with a share of ``1 - beta_1^2`` or 0.
+    other way round: ``m <- m + share (g - m)``.
 
     Args:
-        step: Integer scalar >= 1: updates applied, counting this one.
         beta_1: Python float in [0, 1).
-        dtype: Name of the results' dtype.
-
-    Returns:
-        Tuple of two scalars of `dtype`, of the odd and of the even average.
 
     References:
         Xie et al., 2021, Algorithm 2. https://arxiv.org/abs/2103.17182
     """
-    odd = ops.cast(step % 2, dtype)
-    return odd * (1 - beta_1**2), (1 - odd) * (1 - beta_1**2)
+    return 1 - beta_1**2
 
 
 def weights(step, factor, noise, dtype="float32"):

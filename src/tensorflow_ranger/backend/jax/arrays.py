@@ -12,6 +12,7 @@ from jax.experimental.sparse import JAXSparse
 from tensorflow_ranger.backend.one_by_one import blend as blend
 from tensorflow_ranger.backend.one_by_one import blend_squares as blend_squares
 from tensorflow_ranger.backend.one_by_one import descend as descend
+from tensorflow_ranger.backend.one_by_one import softplus as softplus
 
 KEEPS_ALL_ASSIGNMENTS = False  # of a step Keras keeps those of non-trainable variables alone
 
@@ -67,6 +68,22 @@ def add_scaled(sums, tensors, scale, keep):
     for total, tensor in zip(sums, tensors, strict=True):
         scaled = jnp.asarray(tensor, total.dtype) * jnp.asarray(scale, total.dtype)
         total.assign(jnp.where(keep, total.value + scaled, total.value))
+
+
+def blend_where(slots, tensors, share, where):
+    """Assign ``slot + share (tensor - slot)`` to `slots` where the scalar bool `where` holds."""
+    # A loop of no or one trip would be one pass more: XLA makes this choice while it blends.
+    for slot, tensor in zip(slots, tensors, strict=True):
+        blended = slot.value + share * (jnp.asarray(tensor, slot.dtype) - slot.value)
+        slot.assign(jnp.where(where, blended, slot.value))
+
+
+def computed(tensors):
+    """Return `tensors` as arrays that exist: XLA computes them once, not for each of their uses.
+
+    It would compute a unit's factor anew for each of the unit's elements, roots included.
+    """
+    return jax.lax.optimization_barrier(tensors)
 
 
 def divide(sums, divisor, dtypes):

@@ -9,6 +9,7 @@ from tensorflow_ranger.backend import keras_internals, process_memory
 from tensorflow_ranger.backend.one_by_one import blend as blend
 from tensorflow_ranger.backend.one_by_one import blend_squares as blend_squares
 from tensorflow_ranger.backend.one_by_one import descend as descend
+from tensorflow_ranger.backend.one_by_one import softplus as softplus
 
 KEEPS_ALL_ASSIGNMENTS = True  # a variable that a layer assigns is assigned
 
@@ -91,6 +92,16 @@ def _add_scaled(sums, tensors, scale):
 def _scale(tensor, scale, dtype):
     tensor = tf.cast(tensor, dtype)
     return tensor if isinstance(scale, float) and scale == 1.0 else tensor * tf.cast(scale, dtype)
+
+
+def blend_where(slots, tensors, share, where):
+    """Assign ``slot + share (tensor - slot)`` to `slots` where the scalar bool `where` holds."""
+    run_if(where, lambda: blend(slots, tensors, share), slots)
+
+
+def computed(tensors):
+    """Return `tensors`: a graph computes each once."""
+    return tensors
 
 
 def divide(sums, divisor, dtypes):

@@ -265,14 +265,28 @@ def wait(tensor):
 
 @torch.no_grad()
 def blend(slots, tensors, share):
-    """Assign ``slot + share (tensor - slot)`` to the variables `slots`."""
+    """Assign ``slot + share (tensor - slot)`` to the variables `slots`; `share` is a number."""
     slots = [slot.value for slot in slots]
-    tensors = _like(tensors, slots)
-    if isinstance(share, torch.Tensor):
-        torch._foreach_mul_(slots, 1.0 - share)
-        torch._foreach_add_(slots, torch._foreach_mul(tensors, share))  # noqa: SLF001 (many at once)
-    else:
-        torch._foreach_lerp_(slots, tensors, share)
+    torch._foreach_lerp_(slots, _like(tensors, slots), share)
+
+
+@torch.no_grad()
+def blend_where(slots, tensors, share, where):
+    """Assign ``slot + share (tensor - slot)`` to `slots` where the scalar bool `where` holds."""
+    if where:
+        blend(slots, tensors, share)
+
+
+def computed(tensors):
+    """Return `tensors`: PyTorch computes at once."""
+    return tensors
+
+
+@torch.no_grad()
+def softplus(tensor):
+    """Return ``log(1 + exp(tensor))`` of a `tensor` >= 0."""
+    # Beyond 40 both are one number, in float64, too. From PyTorch's own 20 on they differ by 2e-9.
+    return torch.nn.functional.softplus(tensor, threshold=40)
 
 
 @torch.no_grad()
