@@ -202,8 +202,10 @@ class Ranger21(FamilyOptimizer):
         averages, weights = self._moved_averages(indices, gradients, step, dtype)
         correction = bias_correction(step, self.beta_2, dtype)
         decay = rate * self._stable_decay(velocities, correction, dtype)
-        scale = rate / bias_correction(step, self.beta_1, dtype) * (self.softplus or 1.0)
+        sharpness = 1.0 if self.softplus is None else self.softplus
+        scale = rate / bias_correction(step, self.beta_1, dtype) * sharpness
         weights = arrays.computed([scale * weight for weight in weights])
+        slope, offset = arrays.computed([sharpness / ops.sqrt(correction)])[0], sharpness * self.epsilon
         factors = arrays.computed([self._shrinking(norm, decay, rate) for norm in norms])
         for variable, slots, velocity, factor in zip(
             variables, averages, velocities, factors, strict=True
@@ -212,7 +214,10 @@ class Ranger21(FamilyOptimizer):
             direction = sum(
                 slot.value * ops.cast(w, wide) for slot, w in zip(slots, weights, strict=True)
             )
-            quotient = direction / self._denominator(velocity.value, ops.cast(correction, wide))
+            denominator = ops.sqrt(velocity.value) * ops.cast(slope, wide) + offset
+            if self.softplus is not None:
+                denominator = arrays.softplus(denominator)
+            quotient = direction / denominator
             updated = ops.cast(variable.value, wide) * factor - quotient
             variable.assign(ops.cast(updated, variable.dtype))
 
@@ -221,7 +226,7 @@ class Ranger21(FamilyOptimizer):
         clipping = self.adaptive_clipping
         if clipping is None and not self.centralize and not self.normalize:
             return gradients
-        pairs = [
+        maps = [
             shaping(
                 gradient,
                 unit_axes(variable, axes),
@@ -233,9 +238,10 @@ class Ranger21(FamilyOptimizer):
                 gradients, variables, norms, fan_in, strict=True
             )
         ]
-        tensors, factors = zip(*pairs, strict=True)
-        factors = arrays.computed(list(factors))
-        return [tensor * factor for tensor, factor in zip(tensors, factors, strict=True)]
+        return [
+            factor * (gradient - shift)
+            for gradient, (shift, factor) in zip(gradients, arrays.computed(maps), strict=True)
+        ]
 
     def _moved_averages(self, indices, gradients, step, dtype):
         """Move an average of the gradients; return all averages and their weights."""
@@ -249,7 +255,7 @@ class Ranger21(FamilyOptimizer):
             weights = positive_negative_momentum.weights(step, factor, noise, dtype)
             share = positive_negative_momentum.share(self.beta_1)
             for parity, slots in zip((1, 0), averages, strict=True):
-                arrays.blend_where(slots, gradients, share, ops.equal(step % 2, parity))
+                arrays.blend_where(slots, gradients, share, arrays.computed([ops.equal(step % 2, parity)])[0])
         return zip(*averages, strict=True), weights
 
     def _stable_decay(self, velocities, correction, dtype):
@@ -269,12 +275,6 @@ class Ranger21(FamilyOptimizer):
             pull = norm_loss.shrinkage(factor * norm, self.norm_loss, self.epsilon)
             factor = factor * (1.0 - ops.cast(rate, norm.dtype) * pull)
         return factor
-
-    def _denominator(self, velocity, correction):
-        """Return the denominator, times the sharpness of the softplus if there is one."""
-        sharpness = 1.0 if self.softplus is None else self.softplus
-        sharp = ops.sqrt(velocity) * (sharpness / ops.sqrt(correction)) + sharpness * self.epsilon
-        return sharp if self.softplus is None else arrays.softplus(sharp)
 
     def get_config(self) -> dict:
         """Return the arguments that make an optimizer like this one, without its state."""

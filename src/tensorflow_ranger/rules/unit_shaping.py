@@ -1,4 +1,4 @@
-"""Clipping, centralization and normalization of a gradient, as one factor for each output unit."""
+"""Clipping, centralization and normalization of a gradient, as one map for each output unit."""
 
 import math
 
@@ -8,7 +8,7 @@ EPSILON = 1e-8  # beside the standard deviation
 
 
 def shaping(gradient, axes, clipping_factor, centralize, normalize):
-    """Return ``(tensor, factor)`` whose product is the shaped gradient.
+    """Return ``(shift, factor)``: the shaped gradient is ``factor (gradient - shift)``.
 
     The gradient g is clipped unit by unit, ``g_i <- a_i g_i``; then it loses each unit's mean; then
     it is divided by its standard deviation + 1e-8, the unbiased one over all elements. Done one
@@ -32,8 +32,7 @@ def shaping(gradient, axes, clipping_factor, centralize, normalize):
         normalize: Whether to divide by the standard deviation, of more than two elements.
 
     Returns:
-        ``(tensor, factor)``: the gradient or its deviations from the means, and a tensor that
-        broadcasts against it.
+        ``(shift, factor)``: tensors that broadcast against the gradient.
 
     References:
         Brock et al., 2021, https://arxiv.org/abs/2102.06171, equation 3; Yong et al., 2020,
@@ -44,8 +43,7 @@ def shaping(gradient, axes, clipping_factor, centralize, normalize):
     members = elements if axes is None else math.prod(gradient.shape[axis] for axis in axes)
     # Keras' mean rounds float64 through float32 on some backends.
     mean = ops.sum(gradient, axis=axes, keepdims=True) / members
-    deviations = gradient - mean
-    squares = ops.sum(ops.square(deviations), axis=axes, keepdims=True)
+    squares = ops.sum(ops.square(gradient - mean), axis=axes, keepdims=True)
     factor = ops.ones_like(mean)
     if clipping_factor is not None:
         factor = clipping_factor(ops.sqrt(squares + members * ops.square(mean)))
@@ -59,4 +57,4 @@ def shaping(gradient, axes, clipping_factor, centralize, normalize):
             between = members * ops.sum(ops.square(distances))
         deviation = ops.sqrt((within + between) / (elements - 1))
         factor = factor / (deviation + EPSILON)
-    return deviations if is_centralized else gradient, factor
+    return mean if is_centralized else ops.zeros_like(mean), factor
