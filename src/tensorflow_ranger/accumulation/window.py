@@ -1,5 +1,6 @@
 """The window: the micro-batches whose gradients make one update."""
 
+import numpy as np
 from keras import ops
 
 from tensorflow_ranger.accumulation.buffer import Buffer
@@ -71,7 +72,7 @@ class Window:
         Returns:
             Whether it was added; scalar bool.
         """
-        present = [gradient is not None for gradient in gradients]
+        present = np.array([gradient is not None for gradient in gradients])
         added = counted = True
         if not isinstance(mass, float):
             mass = ops.cast(mass, self.mass.dtype)

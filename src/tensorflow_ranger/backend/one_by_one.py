@@ -17,12 +17,6 @@ def blend_squares(slots, tensors, share):
         slot.assign(slot.value + _scalar(share, slot.dtype) * distance)
 
 
-def softplus(tensor):
-    """Return ``log(1 + exp(tensor))`` of a `tensor` >= 0."""
-    # At least log 2: what 1 + exp(-x) rounds away of a small exponential is less than an ulp of it.
-    return tensor + ops.log(1.0 + ops.exp(-tensor))
-
-
 def descend(variables, moments, squares, rate, factor, offset):
     """Subtract ``rate moment / (factor sqrt(square) + offset)`` from the variables."""
     for variable, moment, square in zip(variables, moments, squares, strict=True):

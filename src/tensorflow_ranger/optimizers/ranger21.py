@@ -2,6 +2,7 @@
 
 import functools
 import math
+import operator
 
 import keras
 from keras import ops
@@ -204,17 +205,17 @@ class Ranger21(FamilyOptimizer):
         decay = rate * self._stable_decay(velocities, correction, dtype)
         sharpness = 1.0 if self.softplus is None else self.softplus
         scale = rate / bias_correction(step, self.beta_1, dtype) * sharpness
-        weights = arrays.computed([scale * weight for weight in weights])
-        slope, offset = arrays.computed([sharpness / ops.sqrt(correction)])[0], sharpness * self.epsilon
+        weights = [scale * weight for weight in weights]
+        slope = sharpness / ops.sqrt(correction)
         factors = arrays.computed([self._shrinking(norm, decay, rate) for norm in norms])
         for variable, slots, velocity, factor in zip(
             variables, averages, velocities, factors, strict=True
         ):
             wide = velocity.dtype
-            direction = sum(
-                slot.value * ops.cast(w, wide) for slot, w in zip(slots, weights, strict=True)
-            )
-            denominator = ops.sqrt(velocity.value) * ops.cast(slope, wide) + offset
+            products = (s.value * ops.cast(w, wide) for s, w in zip(slots, weights, strict=True))
+            direction = functools.reduce(operator.add, products)
+            denominator = ops.sqrt(velocity.value) * ops.cast(slope, wide)
+            denominator = denominator + sharpness * self.epsilon
             if self.softplus is not None:
                 denominator = arrays.softplus(denominator)
             quotient = direction / denominator
@@ -255,7 +256,7 @@ class Ranger21(FamilyOptimizer):
             weights = positive_negative_momentum.weights(step, factor, noise, dtype)
             share = positive_negative_momentum.share(self.beta_1)
             for parity, slots in zip((1, 0), averages, strict=True):
-                arrays.blend_where(slots, gradients, share, arrays.computed([ops.equal(step % 2, parity)])[0])
+                arrays.blend_where(slots, gradients, share, ops.equal(step % 2, parity))
         return zip(*averages, strict=True), weights
 
     def _stable_decay(self, velocities, correction, dtype):

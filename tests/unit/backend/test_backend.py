@@ -51,6 +51,37 @@ def test_a_sum_that_overflows_is_finite(wrap):
     assert bool(wrap(arrays.all_finite)([tensor([3e38] * 100), tensor([3e38] * 100)]))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_softplus(dtype, float64):
+    values = np.concatenate([np.linspace(0, 60, 2001), [1e-8, 103.0, 700.0, 1e30]]).astype(dtype)
+    actual = keras.ops.convert_to_numpy(arrays.softplus(tensor(values, dtype)))
+    assert actual.dtype == dtype
+    expected = np.logaddexp(values.astype("longdouble"), 0)
+    tolerance = 4 * np.finfo(dtype).eps
+    np.testing.assert_allclose(actual, expected.astype("float64"), rtol=tolerance)
+
+
+@pytest.mark.parametrize("wrap", [compiled, lambda function: function], ids=["compiled", "eager"])
+def test_computed_changes_nothing(wrap):
+    one, (two, three) = wrap(
+        lambda a, b, c: arrays.computed([a + 1, (b, c)]),
+    )(tensor(1.0), tensor([2.0]), tensor([3.0]))
+    assert [float(one), float(two[0]), float(three[0])] == [2.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("where", [True, False])
+def test_blend_where_leaves_others_bit_for_bit(where):
+    start = np.array([0.1, -0.0, 3e-45], "float32")
+    slot = keras.Variable(start, trainable=False)
+    gradient = [1.1, 2.0, 3.0] if where else [np.nan, np.inf, 1e38]
+    arrays.blend_where([slot], [tensor(gradient)], 0.25, tensor(where, "bool"))
+    actual = keras.ops.convert_to_numpy(slot.value)
+    if where:
+        np.testing.assert_allclose(actual, [0.35, 0.5, 0.75], rtol=1e-6)
+    else:
+        assert actual.tobytes() == start.tobytes()
+
+
 def test_static_value():
     assert arrays.static_value(tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
     assert arrays.static_value(True)

@@ -12,7 +12,6 @@ from jax.experimental.sparse import JAXSparse
 from tensorflow_ranger.backend.one_by_one import blend as blend
 from tensorflow_ranger.backend.one_by_one import blend_squares as blend_squares
 from tensorflow_ranger.backend.one_by_one import descend as descend
-from tensorflow_ranger.backend.one_by_one import softplus as softplus
 
 KEEPS_ALL_ASSIGNMENTS = False  # of a step Keras keeps those of non-trainable variables alone
 
@@ -84,6 +83,12 @@ def computed(tensors):
     It would compute a unit's factor anew for each of the unit's elements, roots included.
     """
     return jax.lax.optimization_barrier(tensors)
+
+
+def softplus(tensor):
+    """Return ``log(1 + exp(tensor))`` of a `tensor` >= 0."""
+    # At least log 2, so that what 1 + exp(-x) rounds away is less than an ulp, without log1p.
+    return tensor + jnp.log(1.0 + jnp.exp(-tensor))
 
 
 def divide(sums, divisor, dtypes):

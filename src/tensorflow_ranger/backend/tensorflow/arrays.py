@@ -9,7 +9,6 @@ from tensorflow_ranger.backend import keras_internals, process_memory
 from tensorflow_ranger.backend.one_by_one import blend as blend
 from tensorflow_ranger.backend.one_by_one import blend_squares as blend_squares
 from tensorflow_ranger.backend.one_by_one import descend as descend
-from tensorflow_ranger.backend.one_by_one import softplus as softplus
 
 KEEPS_ALL_ASSIGNMENTS = True  # a variable that a layer assigns is assigned
 
@@ -102,6 +101,12 @@ def blend_where(slots, tensors, share, where):
 def computed(tensors):
     """Return `tensors`: a graph computes each once."""
     return tensors
+
+
+def softplus(tensor):
+    """Return ``log(1 + exp(tensor))`` of a `tensor` >= 0."""
+    # Three passes, which is less than `tf.nn.softplus` takes. The logarithm is -log 2 at least.
+    return tensor - tf.math.log(tf.sigmoid(tensor))
 
 
 def divide(sums, divisor, dtypes):
