@@ -5,7 +5,8 @@ import contextlib
 import keras
 import torch
 
-from tensorflow_ranger.backend import keras_internals, process_memory
+from tensorflow_ranger.backend import keras_internals, process_memory, row_updates
+from tensorflow_ranger.backend.torch import table_rows
 
 KEEPS_ALL_ASSIGNMENTS = True  # a variable that a layer assigns is assigned
 
@@ -228,8 +229,11 @@ def random_state():
 
 
 def apply(optimizer, gradients, variables):
-    """Call `optimizer.apply`."""
-    optimizer.apply(gradients, variables)
+    """Call `optimizer.apply`; a gradient may be a list of rows where the others stay."""
+    with contextlib.ExitStack() as stack:
+        if any(table_rows.is_list(gradient) for gradient in gradients):
+            stack.enter_context(row_updates.rows_alone(optimizer, table_rows))
+        optimizer.apply(gradients, variables)
 
 
 @torch.no_grad()
