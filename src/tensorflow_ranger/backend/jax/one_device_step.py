@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
+from tensorflow_ranger.backend import keras_internals, row_updates
 from tensorflow_ranger.backend.batches import count, cut, has_sparse, joined_outputs, split
+from tensorflow_ranger.backend.jax import table_rows
 from tensorflow_ranger.backend.jax.loops import fold
 from tensorflow_ranger.backend.jax.memory import bytes_of, shapes, temporaries_of
 from tensorflow_ranger.backend.phases import (
@@ -41,6 +43,7 @@ class JaxStep:
         self._metrics = phases.metrics
         self._known = {}
         self._compiled = bool(compiled)
+        self._tables = []  # places of the weights whose gradients are lists of rows
         self._begin: Any
         self._add: Any
         self._forward: Any
@@ -80,10 +83,10 @@ class JaxStep:
         return self._whole(state, data, size, rows)
 
     def _is_on_host(self, data):
-        # A compiled loop cuts arrays, all alike, and returns no outputs.
+        # A compiled loop cuts arrays, all alike, and returns no outputs and no rows.
         phases = self._phases
-        needs_python = phases.gathers or phases.cuts or phases.loops_in_python
-        return self._loop == "host" or needs_python or has_sparse(data)
+        needs_python = phases.gathers or phases.cuts or phases.loops_in_python or self._tables
+        return bool(self._loop == "host" or needs_python or has_sparse(data))
 
     @property
     def is_settled(self):
@@ -124,25 +127,30 @@ class JaxStep:
                 sums, loop_state, ended, trainable, non_trainable, data, parts, totals
             )
             slopes = [Slopes(each.slopes_of(found[0].rows), found[0].added) for each in cuts]
-        outputs = []
+        outputs, lists = [], {place: [] for place in self._tables}
         for each, micro_batch, cut_here in zip(cuts, micro_batches, slopes, strict=True):
             loop_state = each.placed(loop_state)
             sums, loop_state, output = self._add(
                 sums, loop_state, trainable, non_trainable, micro_batch, totals, cut_here
             )
+            sums = table_rows.moved(sums, lists)
             outputs.append(output)
         loop_state = loop_state._replace(place=place)  # of one shape, whatever came last
         batch = (None, ())
         if self._phases.gathers:
             batch = data, self._phases.in_order(cuts, outputs)
+        sums = table_rows.joined(sums, lists)
         return self._finish(trainable, optimizer, sums, non_trainable, loop_state, rows, *batch)
 
     def _open(self, held, optimizer, non_trainable, metrics):
         with self._scope(optimizer=self._merged(optimizer, held)):
-            sums = self._phases.open()
+            sums = self._opened(self._tables)
             factor, scale = self._phases.begin()
         with self._scope(non_trainable=non_trainable, metrics=metrics):
             return sums, self._phases.initial(), factor, scale
+
+    def _opened(self, tables):
+        return [None if i in tables else total for i, total in enumerate(self._phases.open())]
 
     def _weigh(self, trainable, non_trainable, data):
         metrics = [None] * len(self._metrics)
@@ -296,6 +304,9 @@ class JaxStep:
             extra += bytes_of(parts) + 2 * bytes_of(found.rows)  # whole, and cut into micro-batches
             slopes = Slopes(shapes(found.rows, size), found.added)
         lowered = self._add.lower(sums, loop_state, trainable, non_trainable, first, totals, slopes)
+        found = lowered.out_info[0]
+        lists = bytes_of([found[i] for i in self._tables])
+        extra += 4 * lists * -(-count(data) // size)  # as found, joined, in order and summed
         return max(temporaries, temporaries_of(lowered)), extra
 
     def _require_memory(self, state, data, size):
@@ -324,14 +335,51 @@ class JaxStep:
             with self._scope(*state):
                 return self._phases.probe(data)
 
+        seen = table_rows.Seen()
         if self._compiled:
             prepare = functools.partial(prepare, samples=count(data))
-            jax.eval_shape(prepare, state, shapes(data, size))
+            with keras_internals.looking_up_by(seen):
+                jax.eval_shape(prepare, state, shapes(data, size))
         else:
             prepare(state, cut(data, 0, size), count(data))
         run = jax.jit(probe) if self._compiled else probe
         self._phases.examine(functools.partial(run, state), self._comparable(data), size)
+        self._tables = self._tables_among(seen, state, data, size)
         self._prepared = True
+
+    def _tables_among(self, seen, state, data, size):
+        """Return the places of the weights whose gradients are lists of rows.
+
+        These are tables of which the batch looks up fewer rows than they have, and that are read in
+        no other way, as tracing a micro-batch tells.
+        """
+        phases, optimizer = self._phases, self._phases.model.optimizer
+        if not phases.accumulator.takes_rows or phases.measures_noise:
+            return []
+        tables = [
+            place
+            for place, weight in enumerate(phases.weights)
+            if weight in seen and row_updates.leave_others(optimizer, weight)
+        ]
+
+        def add(state, data):
+            with self._scope(*state):
+                factor, scale = phases.begin()
+                masses = phases.measure(data) if phases.needs_masses else None
+                totals = BatchTotals(phases.count(data), masses, factor, scale)
+                return phases.add(self._opened(tables), phases.initial(), data, totals)[0]
+
+        while tables:
+            try:
+                sums = jax.eval_shape(add, state, shapes(data, size))
+            except table_rows.ReadElsewhere as read:
+                tables.remove(read.place)
+            except jax.errors.UnexpectedTracerError:  # looked up inside a loop of a layer's
+                return []
+            else:
+                parts = -(-count(data) // size)
+                return [i for i in tables if sums[i].nse * parts <= sums[i].shape[0]]
+        return []
 
     def _comparable(self, data):
         """Return the batch as arrays of which a few samples can be cut, or None."""

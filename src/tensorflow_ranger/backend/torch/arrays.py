@@ -229,10 +229,14 @@ def random_state():
 
 
 def apply(optimizer, gradients, variables):
-    """Call `optimizer.apply`; a gradient may be a list of rows where the others stay."""
-    with contextlib.ExitStack() as stack:
-        if any(table_rows.is_list(gradient) for gradient in gradients):
-            stack.enter_context(row_updates.rows_alone(optimizer, table_rows))
+    """Call `optimizer.apply`.
+
+    A gradient may be a list of rows where the update leaves the others as they are.
+    """
+    rows_alone = contextlib.nullcontext()
+    if any(table_rows.is_list(gradient) for gradient in gradients):
+        rows_alone = row_updates.rows_alone(optimizer, table_rows)
+    with rows_alone:
         optimizer.apply(gradients, variables)
 
 
