@@ -47,7 +47,7 @@ def rows_alone(optimizer, lists):
 
     Args:
         optimizer: The optimizer.
-        lists: The backend's module `table_rows`.
+        lists: The backend's module `row_lists`.
     """
 
     def move(gradient, variable, rate):

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from tensorflow_ranger.backend.jax import table_rows
+from tensorflow_ranger.backend.jax import row_lists
 from tensorflow_ranger.backend.jax.arrays import squared_norm
 from tensorflow_ranger.backend.phases import Added
 
@@ -33,7 +33,7 @@ def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
     count = len(values)
     tables = [] if inputs is not None else [i for i, total in enumerate(sums) if total is None]
     if tables:
-        share, inputs = table_rows.cut(share, phases.weights, tables, values)
+        share, inputs = row_lists.cut(share, phases.weights, tables, values)
     if inputs is None:
         function, values = share, values
     else:
@@ -53,9 +53,9 @@ def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
     ]
     slopes = [each[count:] for each in found]
     if tables:
-        (slopes,), (aux, places) = slopes, aux
-        for i, at, rows in zip(tables, places, slopes, strict=True):
-            gradient = table_rows.list_of(phases.weights[i], at, rows)
+        (slopes,), (aux, indices) = slopes, aux
+        for i, each, rows in zip(tables, indices, slopes, strict=True):
+            gradient = row_lists.list_of(phases.weights[i], each, rows)
             sums[i] = phases.accumulator.first(i, gradient, factor)
     return Added(sums, aux, square, [True] * len(sums), slopes)
 

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.experimental.sparse import JAXSparse
 
 from tensorflow_ranger.backend import row_updates
-from tensorflow_ranger.backend.jax import table_rows
+from tensorflow_ranger.backend.jax import row_lists
 from tensorflow_ranger.backend.one_by_one import blend as blend
 from tensorflow_ranger.backend.one_by_one import blend_squares as blend_squares
 from tensorflow_ranger.backend.one_by_one import descend as descend
@@ -185,8 +185,8 @@ def apply(optimizer, gradients, variables):
     """
     # `LossScaleOptimizer.apply` assigns within a `lax.cond`, which JAX's traces don't allow.
     slots, rows_alone = optimizer.variables, contextlib.nullcontext()
-    if any(table_rows.is_list(gradient) for gradient in gradients):
-        rows_alone = row_updates.rows_alone(optimizer, table_rows)
+    if any(row_lists.is_list(gradient) for gradient in gradients):
+        rows_alone = row_updates.rows_alone(optimizer, row_lists)
     with rows_alone:
         values, state = optimizer.stateless_apply(
             [slot.value for slot in slots], gradients, [variable.value for variable in variables]

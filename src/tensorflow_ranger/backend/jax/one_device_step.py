@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from tensorflow_ranger.backend import keras_internals, row_updates
+from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.backend.batches import count, cut, has_sparse, joined_outputs, split
-from tensorflow_ranger.backend.jax import table_rows
+from tensorflow_ranger.backend.jax import row_lists
 from tensorflow_ranger.backend.jax.loops import fold
 from tensorflow_ranger.backend.jax.memory import bytes_of, shapes, temporaries_of
 from tensorflow_ranger.backend.phases import (
@@ -133,13 +133,13 @@ class JaxStep:
             sums, loop_state, output = self._add(
                 sums, loop_state, trainable, non_trainable, micro_batch, totals, cut_here
             )
-            sums = table_rows.moved(sums, lists)
+            sums = row_lists.moved(sums, lists)
             outputs.append(output)
         loop_state = loop_state._replace(place=place)  # of one shape, whatever came last
         batch = (None, ())
         if self._phases.gathers:
             batch = data, self._phases.in_order(cuts, outputs)
-        sums = table_rows.joined(sums, lists)
+        sums = row_lists.joined(sums, lists)
         return self._finish(trainable, optimizer, sums, non_trainable, loop_state, rows, *batch)
 
     def _open(self, held, optimizer, non_trainable, metrics):
@@ -335,7 +335,7 @@ class JaxStep:
             with self._scope(*state):
                 return self._phases.probe(data)
 
-        seen = table_rows.Seen()
+        seen = row_lists.Seen()
         if self._compiled:
             prepare = functools.partial(prepare, samples=count(data))
             with keras_internals.looking_up_by(seen):
@@ -348,38 +348,20 @@ class JaxStep:
         self._prepared = True
 
     def _tables_among(self, seen, state, data, size):
-        """Return the places of the weights whose gradients are lists of rows.
+        """Return the places of the weights whose gradients are lists of rows."""
 
-        These are tables of which the batch looks up fewer rows than they have, and that are read in
-        no other way, as tracing a micro-batch tells.
-        """
-        phases, optimizer = self._phases, self._phases.model.optimizer
-        if not phases.accumulator.takes_rows or phases.measures_noise:
-            return []
-        tables = [
-            place
-            for place, weight in enumerate(phases.weights)
-            if weight in seen and row_updates.leave_others(optimizer, weight)
-        ]
-
-        def add(state, data):
+        def add(tables, state, data):
+            phases = self._phases
             with self._scope(*state):
                 factor, scale = phases.begin()
                 masses = phases.measure(data) if phases.needs_masses else None
                 totals = BatchTotals(phases.count(data), masses, factor, scale)
                 return phases.add(self._opened(tables), phases.initial(), data, totals)[0]
 
-        while tables:
-            try:
-                sums = jax.eval_shape(add, state, shapes(data, size))
-            except table_rows.ReadElsewhere as read:
-                tables.remove(read.place)
-            except jax.errors.UnexpectedTracerError:  # looked up inside a loop of a layer's
-                return []
-            else:
-                parts = -(-count(data) // size)
-                return [i for i in tables if sums[i].nse * parts <= sums[i].shape[0]]
-        return []
+        def trace(tables):
+            return jax.eval_shape(functools.partial(add, tables), state, shapes(data, size))
+
+        return row_lists.tables_of(self._phases, seen, trace, -(-count(data) // size))
 
     def _comparable(self, data):
         """Return the batch as arrays of which a few samples can be cut, or None."""

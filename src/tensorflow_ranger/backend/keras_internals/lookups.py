@@ -43,6 +43,4 @@ def _asking_of(function):
     return take
 
 
-_asking = Replaced(
-    lambda: [(keras_backend.numpy, "take", _asking_of(keras_backend.numpy.take))]
-)
+_asking = Replaced(lambda: [(keras_backend.numpy, "take", _asking_of(keras_backend.numpy.take))])

@@ -80,7 +80,8 @@ def update_step_replaced(optimizer, update):
     """Inside, `optimizer` changes its variables by ``update(gradients, variables, rate)``.
 
     ``BaseOptimizer._backend_apply_gradients`` clips, decays, calls ``_backend_update_step``, and
-    then moves the averages: only the middle is replaced, on this object. The scope gives Keras' own.
+    then moves the averages: only the middle is replaced, on this object. The scope gives the middle
+    that was.
     """
     own = optimizer._backend_update_step
     optimizer._backend_update_step = update

@@ -8,7 +8,7 @@ import torch
 
 from tensorflow_ranger.backend import keras_internals, row_updates
 from tensorflow_ranger.backend.phases import Added
-from tensorflow_ranger.backend.torch import replicas, table_rows
+from tensorflow_ranger.backend.torch import replicas, row_lists
 
 
 def current_values(variables):
@@ -31,7 +31,7 @@ def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
         `Added`.
     """
     if inputs is None:
-        with keras_internals.looking_up_by(table_rows.look_up):
+        with keras_internals.looking_up_by(row_lists.look_up):
             loss, aux = share(None)
         square, slopes = sums.run_backward(keras.tree.flatten(loss)), []
     else:
@@ -120,7 +120,7 @@ class Sums:
             total = [] if stays_list else accumulator.open(place)
         if isinstance(total, list):
             gradients = [*total, accumulator.first(place, gradient, self._factor)]
-            if table_rows.are_fewer(gradients):
+            if row_lists.are_fewer(gradients):
                 self.values[place] = gradients
                 return
             total = accumulator.open(place)
@@ -133,7 +133,7 @@ class Sums:
 
     def whole(self):
         """Return the sums of the batch."""
-        return [table_rows.joined(v) if isinstance(v, list) else v for v in self.values]
+        return [row_lists.joined(v) if isinstance(v, list) else v for v in self.values]
 
     @contextlib.contextmanager
     def hooks(self):

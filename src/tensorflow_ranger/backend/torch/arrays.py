@@ -6,7 +6,7 @@ import keras
 import torch
 
 from tensorflow_ranger.backend import keras_internals, process_memory, row_updates
-from tensorflow_ranger.backend.torch import table_rows
+from tensorflow_ranger.backend.torch import row_lists
 
 KEEPS_ALL_ASSIGNMENTS = True  # a variable that a layer assigns is assigned
 
@@ -234,8 +234,8 @@ def apply(optimizer, gradients, variables):
     A gradient may be a list of rows where the update leaves the others as they are.
     """
     rows_alone = contextlib.nullcontext()
-    if any(table_rows.is_list(gradient) for gradient in gradients):
-        rows_alone = row_updates.rows_alone(optimizer, table_rows)
+    if any(row_lists.is_list(gradient) for gradient in gradients):
+        rows_alone = row_updates.rows_alone(optimizer, row_lists)
     with rows_alone:
         optimizer.apply(gradients, variables)
 

@@ -1,20 +1,26 @@
 """JAX: the gradient of a table of which rows were looked up, kept as a list of rows.
 
-What a layer looks up is ``stop_gradient(rows) + d`` with d = 0, and the gradient by d is that of the
-rows: no array of the size of the table. The list is a BCOO with a row for each look-up.
+What a layer looks up is ``stop_gradient(rows) + d`` with d = 0, and the gradient by d is that of
+the rows: no array of the size of the table. The list is a BCOO with a row for each look-up.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.sparse import BCOO
 
-from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.backend import keras_internals, row_updates
+
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # before JAX 0.9
+    from jax.core import get_opaque_trace_state
 
 
-class ReadElsewhere(Exception):  # noqa: N818 (a finding, caught where it is looked for)
-    """The loss depends on a table by more than what is looked up in it: `place` among the tables."""
+class ReadElsewhere(Exception):
+    """The loss depends on the weight at `place`, a table, by more than what is looked up in it."""
 
     def __init__(self, place):
         super().__init__("A table was read in another way than when its model was examined.")
@@ -25,31 +31,34 @@ class _Lookups:
     """Answers what layers look up in some tables.
 
     Args:
-        tables: List of variables.
+        weights: List of variables.
+        tables: Places of the tables among them.
         added: For each table the arrays to add to what is looked up in it, or None for no array.
     """
 
-    def __init__(self, tables, added=None):
-        self._numbers = {id(table): number for number, table in enumerate(tables)}
-        self._added = None if added is None else [iter(arrays) for arrays in added]
+    def __init__(self, weights, tables, added=None):
+        self._places = {id(weights[place]): place for place in tables}
+        self._added = None if added is None else dict(zip(tables, map(iter, added), strict=True))
+        self._trace = get_opaque_trace_state()
         #: For each table the shapes of what was looked up.
-        self.shapes = [[] for _ in tables]
-        #: For each table the places of what was looked up, those outside of it all behind its end.
-        self.places = [[] for _ in tables]
+        self.shapes = {place: [] for place in tables}
+        #: For each table the indices of what was looked up, those outside of it behind its end.
+        self.indices = {place: [] for place in tables}
 
     def __call__(self, function, table, indices):
         rows = function(table, indices)
-        number = self._numbers.get(id(table))
-        if number is None:
+        place = self._places.get(id(table))
+        is_in_loop = self._trace != get_opaque_trace_state()  # out of which no indices come
+        if place is None or is_in_loop:
             return rows
-        self.shapes[number].append(rows.shape)
+        self.shapes[place].append(rows.shape)
         if self._added is None:
             return rows
         size = table.shape[0]
-        places = jnp.asarray(indices).astype("int32").reshape(-1)
-        places = jnp.where(places < 0, places + size, places)
-        self.places[number].append(jnp.where(places < 0, size, places))
-        return jax.lax.stop_gradient(rows) + next(self._added[number]).astype(rows.dtype)
+        indices = jnp.asarray(indices).astype("int32").reshape(-1)
+        indices = jnp.where(indices < 0, indices + size, indices)
+        self.indices[place].append(jnp.where(indices < 0, size, indices))
+        return jax.lax.stop_gradient(rows) + next(self._added[place]).astype(rows.dtype)
 
 
 class Seen:
@@ -59,6 +68,7 @@ class Seen:
         self._ids = set()
 
     def __call__(self, function, table, indices):
+        """Return what Keras' `function` looks up."""
         self._ids.add(id(table))
         return function(table, indices)
 
@@ -66,35 +76,70 @@ class Seen:
         return id(variable) in self._ids
 
 
-def cut(share, weights, places, values):
+def tables_of(phases, seen, trace, parts):
+    """Return the places of the weights whose gradients are lists of rows.
+
+    These are tables of which a batch looks up no more rows than they have, and that are read in no
+    other way.
+
+    Args:
+        phases: `Phases`.
+        seen: `Seen` of a forward pass.
+        trace: Function of such places that returns the sums of a micro-batch, as shapes.
+        parts: Micro-batches of a batch.
+    """
+    optimizer = phases.model.optimizer
+    if not phases.accumulator.takes_rows or phases.measures_noise:
+        return []
+    tables = [
+        place
+        for place, weight in enumerate(phases.weights)
+        if weight in seen and row_updates.leave_others(optimizer, weight)
+    ]
+    while tables:
+        try:
+            sums = trace(tables)
+        except ReadElsewhere as read:
+            tables.remove(read.place)
+        else:
+            return [i for i in tables if sums[i].nse * parts <= sums[i].shape[0]]
+    return []
+
+
+def cut(share, weights, tables, values) -> Any:
     """Return `share` as a function of the rows that are looked up, and zeros to add to these.
 
     Args:
         share: Function of the values of `weights` that returns ``(loss, aux)``.
         weights: List of variables.
-        places: Places of the tables among the weights.
+        tables: Places of the tables among the weights.
         values: List of arrays; the values of the weights.
 
     Returns:
         Tuple ``(function, zeros)``. The function takes the values and arrays like the zeros, a list
         for each table, and returns ``(loss, (aux, indices))``.
+
+    Raises:
+        ReadElsewhere: A table is read in another way, too, or inside a loop.
     """
-    tables = [weights[place] for place in places]
-    lookups = _Lookups(tables)
-    with keras_internals.looking_up_by(lookups):
-        jax.eval_shape(share, values)
-    zeros = [
-        [jnp.zeros(shape, table.dtype) for shape in shapes]
-        for table, shapes in zip(tables, lookups.shapes, strict=True)
-    ]
+
+    def look(values):
+        lookups = _Lookups(weights, tables)
+        with keras_internals.looking_up_by(lookups):
+            share(values)
+        found.update(lookups.shapes)
+
+    found = {}
+    jax.eval_shape(look, values)
+    zeros = [[jnp.zeros(shape, weights[i].dtype) for shape in found[i]] for i in tables]
 
     def function(values, added):
-        values, lookups = list(values), _Lookups(tables, added)
-        for place in places:
+        values, lookups = list(values), _Lookups(weights, tables, added)
+        for place in tables:
             values[place] = _unread(place, values[place])
         with keras_internals.looking_up_by(lookups):
             loss, aux = share(values)
-        return loss, (aux, lookups.places)
+        return loss, (aux, [lookups.indices[place] for place in tables])
 
     return function, zeros
 
@@ -112,15 +157,15 @@ def _raise(place, _, slope):
 _unread.defvjp(lambda place, value: (value, None), _raise)
 
 
-def list_of(table, places, slopes):
+def list_of(table, indices, slopes):
     """Return the list of rows that was looked up in `table`, a variable."""
     rows = [slope.reshape(-1, *table.shape[1:]) for slope in slopes]
     nothing = jnp.zeros((0, *table.shape[1:]), table.dtype), jnp.zeros(0, "int32")
-    rows, places = (
+    rows, indices = (
         jnp.concatenate([first, *each])
-        for first, each in zip(nothing, (rows, places), strict=True)
+        for first, each in zip(nothing, (rows, indices), strict=True)
     )
-    return BCOO((rows, places[:, None]), shape=tuple(table.shape))
+    return BCOO((rows, indices[:, None]), shape=tuple(table.shape))
 
 
 def is_list(total):
