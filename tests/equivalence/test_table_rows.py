@@ -177,7 +177,9 @@ def assert_same_training(build, size=7, **settings):
     assert_same_weights(ours, plain, TOLERANCE)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+@pytest.mark.parametrize(
+    "optimizer", ["adagrad", pytest.param("sgd", marks=pytest.mark.thorough)]
+)
 @pytest.mark.parametrize("body", BODIES)
 def test_a_table_of_any_use(float64, lists, body, optimizer):
     assert_same_training(lambda: network(body, optimizer))
@@ -187,6 +189,7 @@ def test_a_table_of_any_use(float64, lists, body, optimizer):
 
 
 @pytest.mark.parametrize("optimizer", [o for o in OPTIMIZERS if o not in ("sgd", "adagrad")])
+@pytest.mark.thorough
 def test_an_optimizer_that_moves_other_rows_has_a_dense_gradient(float64, lists, optimizer):
     assert_same_training(lambda: network("lookup", optimizer))
     if BACKEND != "tensorflow":
