@@ -177,9 +177,7 @@ def assert_same_training(build, size=7, **settings):
     assert_same_weights(ours, plain, TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    "optimizer", ["adagrad", pytest.param("sgd", marks=pytest.mark.thorough)]
-)
+@pytest.mark.parametrize("optimizer", ["adagrad", pytest.param("sgd", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("body", BODIES)
 def test_a_table_of_any_use(float64, lists, body, optimizer):
     assert_same_training(lambda: network(body, optimizer))
