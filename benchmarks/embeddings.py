@@ -4,11 +4,10 @@
 
 A batch of 4,096 samples looks up 16 rows each, and runs in micro-batches of 256. Both ways to train
 take turns; the ratio is the median of the ratios within a round. Memory is the peak of a process
-that trains in one way alone.
+that trains in one way alone, once its model is built.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import keras
 import numpy as np
 
 import tensorflow_ranger as ranger
+from tensorflow_ranger.backend import process_memory
 
 BATCH, SIZE, WORDS, UNITS = 4096, 256, 16, 64
 OPTIMIZERS = {
@@ -60,7 +60,10 @@ def main():
         update = trainer(options.one[0], options.rows, int(options.one[1]) or None)
         for _ in range(3):
             update()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        process_memory.reset_peak_memory()
+        for _ in range(3):
+            update()
+        print((process_memory.peak_memory() or 0) / 2**20)
         return
     print(f"{keras.config.backend()}: {options.rows:,} x {UNITS}")
     for optimizer in OPTIMIZERS:

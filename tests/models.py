@@ -39,11 +39,22 @@ def fit(model, x, y, batch_size, epochs=1, **settings):
 
 def temporaries(model, x, y, size):
     """Return the bytes that XLA allocates on JAX for a batch, beside arguments and results."""
+    step, state = _step_of(model, x, y, size)
+    return step.temporaries(state, (x, y, None), size)
+
+
+def beside_the_state(model, x, y, size):
+    """Return the bytes that a batch needs on JAX beside model, optimizer and samples."""
+    step, state = _step_of(model, x, y, size)
+    own = sum(leaf.nbytes for group in state for leaf in group)
+    return step.memory(state, (x, y, None), size) - own - x.nbytes - y.nbytes
+
+
+def _step_of(model, x, y, size):
     model._symbolic_build(data_batch=(x[:size], y[:size]))
     model.make_train_function()
     _, step = model.make_train_function.__self__._step_for((x, y, None))
-    state = model._get_jax_state(True, True, True, True)
-    return step.temporaries(state, (x, y, None), size)
+    return step, model._get_jax_state(True, True, True, True)
 
 
 def assert_same_weights(model, other, tolerance=1e-6):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from tensorflow_ranger.backend.jax import row_lists
 from tensorflow_ranger.backend.jax.arrays import squared_norm
 from tensorflow_ranger.backend.phases import Added
 
@@ -19,7 +20,8 @@ def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
         share: Function of the trainable variables' values that returns ``(loss, aux)``; with
             several losses, loss is a list of them. With `inputs` it takes those, too.
         phases: `Phases`.
-        sums: The accumulator's sums: one per weight, for each loss.
+        sums: The accumulator's sums: one per weight, for each loss. None is for the list of rows of
+            the weight, a table that is read by look-ups alone.
         factor: Scalar that gradients are multiplied by, or None.
         inputs: List of tensors by which `share` is differentiated as well, or None.
         weights: None: what the variables hold is a value already.
@@ -29,6 +31,9 @@ def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
     """
     values = [weight.value for weight in phases.weights]
     count = len(values)
+    tables = [] if inputs is not None else [i for i, total in enumerate(sums) if total is None]
+    if tables:
+        share, inputs = row_lists.cut(share, phases.weights, tables, values)
     if inputs is None:
         function, values = share, values
     else:
@@ -43,10 +48,16 @@ def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
     gradients = [gradient for each in found for gradient in each[:count]]
     square = squared_norm(gradients) if phases.measures_noise else None
     sums = [
-        phases.accumulator.add(i, total, gradient, factor)
+        None if total is None else phases.accumulator.add(i, total, gradient, factor)
         for i, (total, gradient) in enumerate(zip(sums, gradients, strict=True))
     ]
-    return Added(sums, aux, square, [True] * len(sums), [each[count:] for each in found])
+    slopes = [each[count:] for each in found]
+    if tables:
+        (slopes,), (aux, indices) = slopes, aux
+        for i, each, rows in zip(tables, indices, slopes, strict=True):
+            gradient = row_lists.list_of(phases.weights[i], each, rows)
+            sums[i] = phases.accumulator.first(i, gradient, factor)
+    return Added(sums, aux, square, [True] * len(sums), slopes)
 
 
 def _gradients_apart(share, values):

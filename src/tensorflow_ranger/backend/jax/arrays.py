@@ -9,6 +9,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental.sparse import JAXSparse
 
+from tensorflow_ranger.backend import row_updates
+from tensorflow_ranger.backend.jax import row_lists
 from tensorflow_ranger.backend.one_by_one import blend as blend
 from tensorflow_ranger.backend.one_by_one import blend_squares as blend_squares
 from tensorflow_ranger.backend.one_by_one import descend as descend
@@ -199,12 +201,18 @@ def random_state():
 
 
 def apply(optimizer, gradients, variables):
-    """Call `optimizer.apply` as Keras' own train step does, and assign what it returns."""
+    """Call `optimizer.apply` as Keras' own train step does, and assign what it returns.
+
+    A gradient may be a list of rows where the update leaves the others as they are.
+    """
     # `LossScaleOptimizer.apply` assigns within a `lax.cond`, which JAX's traces don't allow.
-    slots = optimizer.variables
-    values, state = optimizer.stateless_apply(
-        [slot.value for slot in slots], gradients, [variable.value for variable in variables]
-    )
+    slots, rows_alone = optimizer.variables, contextlib.nullcontext()
+    if any(row_lists.is_list(gradient) for gradient in gradients):
+        rows_alone = row_updates.rows_alone(optimizer, row_lists)
+    with rows_alone:
+        values, state = optimizer.stateless_apply(
+            [slot.value for slot in slots], gradients, [variable.value for variable in variables]
+        )
     for variable, value in zip([*variables, *slots], [*values, *state], strict=True):
         variable.assign(value)
 

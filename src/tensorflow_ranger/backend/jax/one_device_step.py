@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from tensorflow_ranger.backend.batches import count, cut, has_sparse, joined_outputs, split
+from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.backend.batches import count, cut, has_sparse, joined_outputs
+from tensorflow_ranger.backend.jax import row_lists
+from tensorflow_ranger.backend.jax.known_memory import KnownMemory
 from tensorflow_ranger.backend.jax.loops import fold
-from tensorflow_ranger.backend.jax.memory import bytes_of, shapes, temporaries_of
+from tensorflow_ranger.backend.jax.memory import shapes
 from tensorflow_ranger.backend.phases import (
     BatchOutputs,
     BatchPart,
@@ -20,7 +23,7 @@ from tensorflow_ranger.backend.phases import (
 )
 
 
-class JaxStep:
+class JaxStep(KnownMemory):
     """Runs a batch: `run` returns the logs and the next state.
 
     Args:
@@ -41,6 +44,7 @@ class JaxStep:
         self._metrics = phases.metrics
         self._known = {}
         self._compiled = bool(compiled)
+        self._tables = []  # places of the weights whose gradients are lists of rows
         self._begin: Any
         self._add: Any
         self._forward: Any
@@ -80,10 +84,10 @@ class JaxStep:
         return self._whole(state, data, size, rows)
 
     def _is_on_host(self, data):
-        # A compiled loop cuts arrays, all alike, and returns no outputs.
+        # A compiled loop cuts arrays, all alike, and returns no outputs and no rows.
         phases = self._phases
-        needs_python = phases.gathers or phases.cuts or phases.loops_in_python
-        return self._loop == "host" or needs_python or has_sparse(data)
+        needs_python = phases.gathers or phases.cuts or phases.loops_in_python or self._tables
+        return bool(self._loop == "host" or needs_python or has_sparse(data))
 
     @property
     def is_settled(self):
@@ -124,25 +128,30 @@ class JaxStep:
                 sums, loop_state, ended, trainable, non_trainable, data, parts, totals
             )
             slopes = [Slopes(each.slopes_of(found[0].rows), found[0].added) for each in cuts]
-        outputs = []
+        outputs, lists = [], {place: [] for place in self._tables}
         for each, micro_batch, cut_here in zip(cuts, micro_batches, slopes, strict=True):
             loop_state = each.placed(loop_state)
             sums, loop_state, output = self._add(
                 sums, loop_state, trainable, non_trainable, micro_batch, totals, cut_here
             )
+            sums = row_lists.moved(sums, lists)
             outputs.append(output)
         loop_state = loop_state._replace(place=place)  # of one shape, whatever came last
         batch = (None, ())
         if self._phases.gathers:
             batch = data, self._phases.in_order(cuts, outputs)
+        sums = row_lists.joined(sums, lists)
         return self._finish(trainable, optimizer, sums, non_trainable, loop_state, rows, *batch)
 
     def _open(self, held, optimizer, non_trainable, metrics):
         with self._scope(optimizer=self._merged(optimizer, held)):
-            sums = self._phases.open()
+            sums = self._opened(self._tables)
             factor, scale = self._phases.begin()
         with self._scope(non_trainable=non_trainable, metrics=metrics):
             return sums, self._phases.initial(), factor, scale
+
+    def _opened(self, tables):
+        return [None if i in tables else total for i, total in enumerate(self._phases.open())]
 
     def _weigh(self, trainable, non_trainable, data):
         metrics = [None] * len(self._metrics)
@@ -247,71 +256,6 @@ class JaxStep:
             for total, mass in zip(masses, measured, strict=True)
         ]
 
-    def temporaries(self, state, data, size):
-        """Return the bytes XLA needs beside arguments and results, before anything runs."""
-        return self._analysis(state, data, size)[0]
-
-    def memory(self, state, data, size):
-        """Return the bytes a batch needs in all: weights, optimizer, samples and temporaries."""
-        return self._held(state, data) + sum(self._analysis(state, data, size))
-
-    def _held(self, state, data):
-        return sum(leaf.nbytes for leaf in jax.tree.leaves((state, data)))
-
-    def _lowered(self, state, data, size):
-        return self._whole.lower(state, data, size, count(data))
-
-    def _analysis(self, state, data, size):
-        key = (size, tuple(leaf.shape for leaf in jax.tree.leaves(data)))
-        if key not in self._known:
-            self._known[key] = self._analysed(state, data, size)
-        return self._known[key]
-
-    def _analysed(self, state, data, size):
-        """Return the bytes of temporaries, and those of totals that live beside the state."""
-        if not self._compiled:
-            return 0, 0
-        self._prepare(state, data, size)
-        if not self._is_on_host(data):
-            return temporaries_of(self._lowered(state, data, size)), 0
-        trainable, non_trainable, optimizer, metrics = state
-        held = [optimizer[slot] for slot in self._phases.accumulator.slots]
-        sums, loop_state, factor, scale = jax.eval_shape(
-            self._open, held, self._merged(optimizer, ()), non_trainable, metrics
-        )
-        first, masses = cut(data, 0, size), None
-        if self._phases.needs_masses:
-            masses = jax.eval_shape(self._weigh, trainable, non_trainable, first)
-        totals = BatchTotals(loop_state.samples, masses, factor, scale)
-        extra = 0 if held else bytes_of(sums)
-        temporaries, slopes = 0, None
-        if self._phases.cuts and size < count(data):
-            parts = [
-                self._forward.eval_shape(loop_state, trainable, non_trainable, m, totals.samples)[1]
-                for m in split(data, size)
-            ]
-            arguments = sums, loop_state, loop_state, trainable, non_trainable, data, parts, totals
-            temporaries = temporaries_of(self._differentiate.lower(*arguments))
-            (found,) = self._differentiate.eval_shape(*arguments)[2]
-            extra += bytes_of(parts) + 2 * bytes_of(found.rows)  # whole, and cut into micro-batches
-            slopes = Slopes(shapes(found.rows, size), found.added)
-        lowered = self._add.lower(sums, loop_state, trainable, non_trainable, first, totals, slopes)
-        return max(temporaries, temporaries_of(lowered)), extra
-
-    def _require_memory(self, state, data, size):
-        # A compiled function that finds no memory has already given up what was donated to it:
-        # ask before, while everything is still there.
-        needed = self.temporaries(state, data, size)
-        if jax.default_backend() == "cpu":
-            # A call gets its temporaries while those of the call before are still there.
-            calls = 2 if self._is_on_host(data) and size < count(data) else 1
-            np.empty(calls * needed, "uint8")
-            return
-        stats = jax.devices()[0].memory_stats() or {}
-        free = stats.get("bytes_limit", needed) - stats.get("bytes_in_use", 0)
-        if needed > free:
-            raise MemoryError(f"{needed} bytes are needed, {free} are free.")
-
     def _prepare(self, state, data, size):
         if self._prepared:
             return
@@ -324,14 +268,33 @@ class JaxStep:
             with self._scope(*state):
                 return self._phases.probe(data)
 
+        seen = row_lists.Seen()
         if self._compiled:
             prepare = functools.partial(prepare, samples=count(data))
-            jax.eval_shape(prepare, state, shapes(data, size))
+            with keras_internals.looking_up_by(seen):
+                jax.eval_shape(prepare, state, shapes(data, size))
         else:
             prepare(state, cut(data, 0, size), count(data))
         run = jax.jit(probe) if self._compiled else probe
         self._phases.examine(functools.partial(run, state), self._comparable(data), size)
+        self._tables = self._tables_among(seen, state, data, size)
         self._prepared = True
+
+    def _tables_among(self, seen, state, data, size):
+        """Return the places of the weights whose gradients are lists of rows."""
+
+        def add(tables, state, data):
+            phases = self._phases
+            with self._scope(*state):
+                factor, scale = phases.begin()
+                masses = phases.measure(data) if phases.needs_masses else None
+                totals = BatchTotals(phases.count(data), masses, factor, scale)
+                return phases.add(self._opened(tables), phases.initial(), data, totals)[0]
+
+        def trace(tables):
+            return jax.eval_shape(functools.partial(add, tables), state, shapes(data, size))
+
+        return row_lists.tables_of(self._phases, seen, trace, -(-count(data) // size))
 
     def _comparable(self, data):
         """Return the batch as arrays of which a few samples can be cut, or None."""

@@ -83,6 +83,9 @@ class ReplicaStep(JaxStep):
     def _is_on_host(self, data):
         return False
 
+    def _tables_among(self, seen, state, data, size):
+        return []
+
     def text(self, state, data, size):
         """Return the optimized HLO of the step, in which its collectives can be counted."""
         self._prepare(state, data, size)

@@ -16,6 +16,7 @@ from tensorflow_ranger.backend.keras_internals.jax_trainer import return_state a
 from tensorflow_ranger.backend.keras_internals.jax_trainer import (
     state_in_variables as state_in_variables,
 )
+from tensorflow_ranger.backend.keras_internals.lookups import looking_up_by as looking_up_by
 from tensorflow_ranger.backend.keras_internals.losses import (
     added_loss_value as added_loss_value,
 )
@@ -47,6 +48,7 @@ from tensorflow_ranger.backend.keras_internals.optimizers import (
 from tensorflow_ranger.backend.keras_internals.optimizers import (
     ShowsInnerAverages as ShowsInnerAverages,
 )
+from tensorflow_ranger.backend.keras_internals.optimizers import accumulator_of as accumulator_of
 from tensorflow_ranger.backend.keras_internals.optimizers import index_of as index_of
 from tensorflow_ranger.backend.keras_internals.optimizers import (
     learning_rate_of as learning_rate_of,

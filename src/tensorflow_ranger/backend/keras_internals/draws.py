@@ -4,20 +4,18 @@ import contextlib
 import contextvars
 import functools
 import inspect
-import threading
 
 import keras
 from keras.src import backend as keras_backend
 from keras.src.random.seed_generator import draw_seed
+
+from tensorflow_ranger.backend.keras_internals.replaced import Replaced
 
 #: The functions of `keras.random` of which each number depends on its own place alone.
 PLACED = ("dropout", "normal", "randint", "truncated_normal", "uniform")
 
 _drawer = contextvars.ContextVar("drawer", default=None)
 _following = contextvars.ContextVar("following", default=None)
-_lock = threading.Lock()
-_replaced = []  # of open scopes, in all threads: for each, what Keras had
-_open_scopes = 0
 
 
 def drawn_seed(seed):
@@ -53,14 +51,12 @@ def drawing_by(drawer, following=None):
         following: Function of a `SeedGenerator` that returns its next seed, or None for Keras' own,
             which moves it on.
     """
-    _install()
     token = _following.set(following or _following.get())
     try:
-        with _drawn_by(drawer):
+        with _replaced.scope(), _drawn_by(drawer):
             yield
     finally:
         _following.reset(token)
-        _uninstall()
 
 
 @contextlib.contextmanager
@@ -70,28 +66,6 @@ def _drawn_by(drawer):
         yield
     finally:
         _drawer.reset(token)
-
-
-def _install():
-    global _open_scopes
-    with _lock:
-        _open_scopes += 1
-        if _open_scopes > 1:
-            return
-        module, generator = keras_backend.random, keras.random.SeedGenerator
-        for name in PLACED:
-            _replaced.append((module, name, getattr(module, name)))
-            setattr(module, name, _asking(name, getattr(module, name)))
-        _replaced.append((generator, "next", generator.next))
-        generator.next = _asking_for_seed(generator.next)
-
-
-def _uninstall():
-    global _open_scopes
-    with _lock:
-        _open_scopes -= 1
-        while not _open_scopes and _replaced:
-            setattr(*_replaced.pop())
 
 
 @functools.cache
@@ -125,3 +99,12 @@ def _asking_for_seed(function):
             return drawer.next_seed(generator, own)
 
     return next_seed
+
+
+def _replacements():
+    module, generator = keras_backend.random, keras.random.SeedGenerator
+    functions = [(module, name, _asking(name, getattr(module, name))) for name in PLACED]
+    return [*functions, (generator, "next", _asking_for_seed(generator.next))]
+
+
+_replaced = Replaced(_replacements)

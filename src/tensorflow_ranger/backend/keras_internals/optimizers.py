@@ -22,6 +22,16 @@ def index_of(optimizer, variable):
     return optimizer._get_variable_index(variable)
 
 
+def accumulator_of(optimizer, variable):
+    """Return the sum of squares that an Adagrad keeps of the gradient of `variable`, or None.
+
+    ``Adagrad.build`` keeps one for each variable in ``_accumulators``.
+    """
+    if not isinstance(optimizer, keras.optimizers.Adagrad):
+        return None
+    return optimizer._accumulators[index_of(optimizer, variable)]
+
+
 def require_known(optimizer, variables):
     """Raise Keras' ValueError if `optimizer` was not built with all of `variables`."""
     optimizer._check_variables_are_known(variables)
@@ -70,11 +80,13 @@ def update_step_replaced(optimizer, update):
     """Inside, `optimizer` changes its variables by ``update(gradients, variables, rate)``.
 
     ``BaseOptimizer._backend_apply_gradients`` clips, decays, calls ``_backend_update_step``, and
-    then moves the averages: only the middle is replaced, on this object.
+    then moves the averages: only the middle is replaced, on this object. The scope gives the middle
+    that was.
     """
+    own = optimizer._backend_update_step
     optimizer._backend_update_step = update
     try:
-        yield
+        yield own
     finally:
         del optimizer._backend_update_step
 

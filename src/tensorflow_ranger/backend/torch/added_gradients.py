@@ -1,12 +1,14 @@
 """PyTorch: the gradients of a micro-batch, added to the sums of its batch as they are found."""
 
 import contextlib
+from typing import Any
 
 import keras
 import torch
 
-from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.backend import keras_internals, row_updates
 from tensorflow_ranger.backend.phases import Added
+from tensorflow_ranger.backend.torch import replicas, row_lists
 
 
 def current_values(variables):
@@ -29,7 +31,8 @@ def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
         `Added`.
     """
     if inputs is None:
-        loss, aux = share(None)
+        with keras_internals.looking_up_by(row_lists.look_up):
+            loss, aux = share(None)
         square, slopes = sums.run_backward(keras.tree.flatten(loss)), []
     else:
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
@@ -63,7 +66,13 @@ class Sums:
     def __init__(self, phases, factor):
         self._phases = phases
         self._factor = factor
-        self.values: list[torch.Tensor | None] = [None] * (len(phases.weights) * phases.losses)
+        #: Of each sum a tensor, a list of lists of rows, or None where there was no gradient.
+        self.values: list[Any] = [None] * (len(phases.weights) * phases.losses)
+        keeps_rows = phases.accumulator.takes_rows and replicas.count() == 1
+        self._stays_list = [
+            keeps_rows and row_updates.leave_others(phases.model.optimizer, weight)
+            for weight in phases.weights
+        ]
         #: The sample that the present micro-batch ends at.
         self.end = 0
         #: The sample up to which each sum is complete: within a pass that failed they differ.
@@ -105,11 +114,26 @@ class Sums:
 
     @torch.no_grad()
     def _take(self, place, gradient):
-        total, accumulator = self.values[place], self._phases.accumulator
+        total, accumulator, gradients = self.values[place], self._phases.accumulator, [gradient]
+        if total is None and gradient.is_sparse:
+            stays_list = self._stays_list[place % len(self._stays_list)]
+            total = [] if stays_list else accumulator.open(place)
+        if isinstance(total, list):
+            gradients = [*total, accumulator.first(place, gradient, self._factor)]
+            if row_lists.are_fewer(gradients):
+                self.values[place] = gradients
+                return
+            total = accumulator.open(place)
         if total is None:
             self.values[place] = accumulator.first(place, gradient, self._factor)
-        else:
-            self.values[place] = accumulator.add(place, total, gradient, self._factor)
+            return
+        for each in gradients:
+            total = accumulator.add(place, total, each, self._factor)
+        self.values[place] = total
+
+    def whole(self):
+        """Return the sums of the batch."""
+        return [row_lists.joined(v) if isinstance(v, list) else v for v in self.values]
 
     @contextlib.contextmanager
     def hooks(self):

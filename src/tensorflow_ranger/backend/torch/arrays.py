@@ -5,7 +5,8 @@ import contextlib
 import keras
 import torch
 
-from tensorflow_ranger.backend import keras_internals, process_memory
+from tensorflow_ranger.backend import keras_internals, process_memory, row_updates
+from tensorflow_ranger.backend.torch import row_lists
 
 KEEPS_ALL_ASSIGNMENTS = True  # a variable that a layer assigns is assigned
 
@@ -235,8 +236,15 @@ def random_state():
 
 
 def apply(optimizer, gradients, variables):
-    """Call `optimizer.apply`."""
-    optimizer.apply(gradients, variables)
+    """Call `optimizer.apply`.
+
+    A gradient may be a list of rows where the update leaves the others as they are.
+    """
+    rows_alone = contextlib.nullcontext()
+    if any(row_lists.is_list(gradient) for gradient in gradients):
+        rows_alone = row_updates.rows_alone(optimizer, row_lists)
+    with rows_alone:
+        optimizer.apply(gradients, variables)
 
 
 @torch.no_grad()

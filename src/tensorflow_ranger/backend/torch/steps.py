@@ -131,7 +131,7 @@ class Step:
             batch.run(size)
         gathered = (data, batch.outputs) if phases.gathers else ()
         with torch.no_grad():
-            logs = phases.finish(batch.sums.values, batch.state, rows, *gathered)
+            logs = phases.finish(batch.sums.whole(), batch.state, rows, *gathered)
         self._batch = None
         self._unfinished = False
         return logs, None

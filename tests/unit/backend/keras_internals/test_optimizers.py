@@ -85,7 +85,7 @@ def test_update_step_replaced_is_one_call_between_clipping_and_averages():
             np.testing.assert_array_equal(ops.convert_to_numpy(gradient), [0.5, 0.5])
             variable.assign(ops.full((2,), 7.0))
 
-    with keras_internals.update_step_replaced(optimizer, update):
+    with keras_internals.update_step_replaced(optimizer, update) as own:
         optimizer.apply(ones(), weights)
     assert calls == [([*map(id, weights)], 0.25)]
     assert int(optimizer.iterations.value) == 1
@@ -94,6 +94,19 @@ def test_update_step_replaced_is_one_call_between_clipping_and_averages():
     optimizer.apply(ones(), weights)  # its own step again
     np.testing.assert_allclose(ops.convert_to_numpy(weights[0].value), [6.875, 6.875])
     assert len(calls) == 1
+    own([ops.ones(2)], weights[:1], 1.0)
+    np.testing.assert_allclose(ops.convert_to_numpy(weights[0].value), [5.875, 5.875])
+
+
+def test_accumulator_of_is_the_sum_of_squares_of_an_adagrad():
+    optimizer = keras.optimizers.Adagrad(0.5, initial_accumulator_value=0.0)
+    optimizer.build(weights := variables())
+    optimizer.apply([ops.full((2,), 3.0) for _ in weights], weights)
+    accumulator = keras_internals.accumulator_of(optimizer, weights[0])
+    assert accumulator is not None
+    np.testing.assert_array_equal(ops.convert_to_numpy(accumulator.value), [9, 9])
+    sgd = keras.optimizers.SGD(0.5)
+    assert keras_internals.accumulator_of(sgd, weights[0]) is None
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras sums over replicas on TensorFlow alone")
