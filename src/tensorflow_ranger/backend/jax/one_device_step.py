@@ -75,15 +75,16 @@ class JaxStep:
         """
         self._prepare(state, data, size)
         self._require_memory(state, data, size)
-        if self._is_on_host(data):
+        if self._is_on_host(data, size):
             return self._run_on_host(state, data, size, rows)
         return self._whole(state, data, size, rows)
 
-    def _is_on_host(self, data):
+    def _is_on_host(self, data, size):
         # A compiled loop cuts arrays, all alike, and returns no outputs.
         phases = self._phases
         needs_python = phases.gathers or phases.cuts or phases.loops_in_python
-        return self._loop == "host" or needs_python or has_sparse(data)
+        loops_on_host = self._loop == "host" and size < count(data)  # one micro-batch is no loop
+        return loops_on_host or needs_python or has_sparse(data)
 
     @property
     def is_settled(self):
@@ -272,7 +273,7 @@ class JaxStep:
         if not self._compiled:
             return 0, 0
         self._prepare(state, data, size)
-        if not self._is_on_host(data):
+        if not self._is_on_host(data, size):
             return temporaries_of(self._lowered(state, data, size)), 0
         trainable, non_trainable, optimizer, metrics = state
         held = [optimizer[slot] for slot in self._phases.accumulator.slots]
@@ -304,7 +305,7 @@ class JaxStep:
         needed = self.temporaries(state, data, size)
         if jax.default_backend() == "cpu":
             # A call gets its temporaries while those of the call before are still there.
-            calls = 2 if self._is_on_host(data) and size < count(data) else 1
+            calls = 2 if self._is_on_host(data, size) and size < count(data) else 1
             np.empty(calls * needed, "uint8")
             return
         stats = jax.devices()[0].memory_stats() or {}

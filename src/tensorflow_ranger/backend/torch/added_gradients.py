@@ -30,14 +30,13 @@ def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
     """
     if inputs is None:
         loss, aux = share(None)
-        square, slopes = sums.run_backward(keras.tree.flatten(loss)), []
+        square, slopes = sums.run_backward(loss if isinstance(loss, list) else [loss]), []
     else:
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
         with torch.enable_grad():
             loss, aux = share(None, inputs)
         square, slopes = None, sums.add_and_cut(keras.tree.flatten(loss), inputs)
-    aux = keras.tree.map_structure(_detached, aux)
-    return Added(sums, aux, square, [True] * len(sums.values), slopes)
+    return Added(sums, _detached(aux), square, [True] * len(sums.values), slopes)
 
 
 def filled(sums, empty, like):
@@ -58,11 +57,15 @@ class Sums:
     Args:
         phases: `Phases` of the batch.
         factor: Scalar that gradients are multiplied by, or None.
+        before: The sums of the batch before, or None.
     """
 
-    def __init__(self, phases, factor):
+    def __init__(self, phases, factor, before=None):
         self._phases = phases
         self._factor = factor
+        #: Freed between the first forward and backward pass, as Keras frees gradients: the backward
+        #: pass then finds memory in place, which the processor's allocator else returns and clears.
+        self.before = before
         self.values: list[torch.Tensor | None] = [None] * (len(phases.weights) * phases.losses)
         #: The sample that the present micro-batch ends at.
         self.end = 0
@@ -74,7 +77,7 @@ class Sums:
     def run_backward(self, losses):
         """Add the gradients of `losses`; return their squared norm if noise is measured."""
         phases = self._phases
-        self._norms = []
+        self._norms, self.before = [], None
         for self._loss, loss in enumerate(losses):
             if phases.weights and (phases.losses == 1 or loss.requires_grad):
                 loss.backward(retain_graph=self._loss + 1 < phases.losses)
@@ -103,7 +106,6 @@ class Sums:
             slopes.append([torch.zeros_like(i) if g is None else g for i, g in by_inputs])
         return slopes
 
-    @torch.no_grad()
     def _take(self, place, gradient):
         total, accumulator = self.values[place], self._phases.accumulator
         if total is None:
@@ -128,8 +130,7 @@ class Sums:
     def _mover(self, index):
         phases = self._phases
 
-        @torch.no_grad()
-        def move(parameter):
+        def move(parameter):  # a backward pass records no gradients itself
             gradient, parameter.grad = parameter.grad, None
             place = self._loss * len(phases.weights) + index
             if self.ends[place] >= self.end:
@@ -147,7 +148,16 @@ def _norm(gradient):
     return torch.linalg.vector_norm(values.float())
 
 
-def _detached(tensor):
+def _detached(value):
+    """Return nested values with tensors that need no graph."""
+    if isinstance(value, torch.Tensor):
+        return _detached_leaf(value)
+    if type(value) in (list, tuple):  # `keras.tree` takes several times as long
+        return type(value)(map(_detached, value))
+    return keras.tree.map_structure(_detached_leaf, value)
+
+
+def _detached_leaf(tensor):
     if not isinstance(tensor, torch.Tensor) or not tensor.requires_grad:
         return tensor
     detached = tensor.detach()
