@@ -126,8 +126,9 @@ class Step:
                 phases.examine(phases.probe, comparable, size)
             self._prepared = True
         if self._batch is None or self._batch.data is not data or phases.cuts:
-            last_sums = None if phases.cuts else self._last_sums
-            self._batch = _Batch(phases, data, size, last_sums)
+            if phases.cuts:  # its first pass needs memory for the outputs
+                self._last_sums = None
+            self._batch = _Batch(phases, data, size, self._last_sums)
         elif phases.measures_noise:
             self._batch.miss_noise()
         batch, self._last_sums = self._batch, None
