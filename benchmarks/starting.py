@@ -58,7 +58,9 @@ def train(problem, way):
 def measured(problem, way):
     """Return what `train` prints in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.starting", "--problem", problem, "--way", way]
-    return json.loads(subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).splitlines()[-1])
+    return json.loads(
+        subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).splitlines()[-1]
+    )
 
 
 def report(problem, rounds):

@@ -38,7 +38,9 @@ def trained(size, **settings):
     model.compile("adam", "mse", run_eagerly=True)
     train(microbatch(model, size, **settings))
     witness = model.layers[1]
-    (step,) = TrainFunction.of(model)._steps.values()
+    train_function = TrainFunction.of(model)
+    assert train_function is not None
+    (step,) = train_function._steps.values()
     witness.sums = [weakref.ref(total) for total in step._last_sums]
     assert len(witness.sums) == len(model.trainable_variables)
     assert not any(total.requires_grad for total in step._last_sums)
