@@ -9,6 +9,8 @@ TIMED = 3
 START = 32  # where the search begins if it goes up
 GIVE_UP = 1.05  # a size this much slower than the best makes the search look no further
 GIVE_UP_AFTER = 2
+MUCH_SLOWER = 1.25  # in each of two batches: one such size, and the search looks no further
+AS_FAST = 1.03  # sizes whose times differ by less are as fast, and the largest of them is taken
 
 
 class Search:
@@ -17,8 +19,8 @@ class Search:
     Sizes are the powers of two below the batch, and the whole batch. The search begins with the
     largest that fits and goes down; where memory is limited and only known after a run, it begins
     small and goes up while the next size is expected to fit, then down if none of them was faster
-    than the first. It ends when sizes get slower. Every run is a training batch: nothing is run
-    for the search alone.
+    than the first. It ends when sizes get slower, at once where one is much slower. Every run is a
+    training batch: nothing is run for the search alone.
 
     Args:
         batch: Samples of the batch.
@@ -33,6 +35,7 @@ class Search:
         self._memory_of = memory_of
         self._base = base
         self._times = {}
+        self._ended = []  # sizes that have been timed, in the order of their runs
         self._memory = {}
         self._refused = set()
         powers = [2**power for power in range((batch - 1).bit_length())]
@@ -58,7 +61,8 @@ class Search:
     def best(self):
         """The fastest size that fits, or None if none was timed."""
         timed = self._timed()
-        return min(timed, key=lambda size: timed[size]) if timed else None
+        least = min(timed.values(), default=0)
+        return max((size for size in timed if timed[size] <= AS_FAST * least), default=None)
 
     def record(self, size, seconds, memory=None):
         """Learn that a batch in micro-batches of `size` took `seconds` and `memory` bytes."""
@@ -68,7 +72,8 @@ class Search:
         times.append(seconds / self._batch)
         if self._is_over_limit(size):
             self.refuse(size)
-        elif len(times) == WARM_UP + TIMED:
+        elif len(times) == WARM_UP + TIMED or self._is_much_slower(size):
+            self._ended.append(size)
             self._advance()
 
     def refuse(self, size):
@@ -108,10 +113,16 @@ class Search:
     def _timed(self):
         """Return the median seconds per sample of the sizes timed, in the order of their runs."""
         return {
-            size: statistics.median(times[WARM_UP:])
-            for size, times in self._times.items()
-            if len(times) == WARM_UP + TIMED
+            size: statistics.median(self._times[size][WARM_UP:])
+            for size in self._ended
+            if size in self._times
         }
+
+    def _is_much_slower(self, size):
+        """Return whether two timed batches say that `size` is much slower than the best."""
+        timed, times = self._timed(), self._times[size][WARM_UP:]
+        others = [seconds for other, seconds in timed.items() if other != size]
+        return len(times) > 1 and bool(others) and min(times) > MUCH_SLOWER * min(others)
 
     @property
     def _goes_up(self):
@@ -129,6 +140,8 @@ class Search:
     def _gets_slower(self):
         timed = self._timed()
         last = list(timed)[-GIVE_UP_AFTER:]
+        if last and self._is_much_slower(last[-1]):
+            return True
         return len(last) == GIVE_UP_AFTER and all(
             timed[size] > GIVE_UP * timed[self.best] for size in last
         )

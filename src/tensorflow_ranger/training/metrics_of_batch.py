@@ -88,11 +88,12 @@ class MetricsOfBatch:
 
     def updated(self, values, y, y_pred, sample_weight):
         """Return the metrics' variables after an update, from `values`."""
+        compiled = keras_internals.compiled_metrics(self._model)
+        if compiled is None:
+            return list(values)
         variables = self._model.metrics_variables
         with CallScope(zip(variables, values, strict=True)) as scope:
-            compiled = keras_internals.compiled_metrics(self._model)
-            if compiled is not None:
-                compiled.update_state(y, y_pred, sample_weight)
+            compiled.update_state(y, y_pred, sample_weight)
         return [scope.get_current_value(v) for v in variables]
 
     def added(self, before, values, seen, fraction):
@@ -105,7 +106,7 @@ class MetricsOfBatch:
             fraction: Scalar; the micro-batch's fraction of the batch's samples.
         """
         updated = self.updated(values, *seen)
-        for place, variable in enumerate(self._model.metrics_variables):
+        for place, variable in enumerate(self._model.metrics_variables if self._of_batch else ()):
             if id(variable) not in self._of_batch:
                 continue
             if self.gathers:

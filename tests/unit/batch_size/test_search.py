@@ -21,24 +21,48 @@ def run(search, seconds_per_sample, batch, memory=lambda size: None, fails=lambd
     return sizes
 
 
-def valley(best):
+def valley(best, steepness=1.0):
     """Return a time per sample that is least at `best`."""
-    return lambda size: max(size / best, best / size)
+    return lambda size: max(size / best, best / size) ** steepness
 
 
 def test_the_fastest_size_wins():
     search = Search(256)
-    assert run(search, valley(32), 256) == [256, 128, 64, 32, 16, 8]
+    assert run(search, valley(32, 0.2), 256) == [256, 128, 64, 32, 16, 8]
     assert search.best == search.size == search.plan().chosen == 32
 
 
 def test_the_search_ends_when_sizes_get_slower():
-    assert run(Search(4096), valley(4096), 4096) == [4096, 2048, 1024]
+    assert run(Search(4096), valley(4096, 0.2), 4096) == [4096, 2048, 1024]
+
+
+def test_the_search_ends_at_once_when_a_size_is_much_slower():
+    search, batches = Search(4096), []
+    while not search.done:
+        batches.append(search.size)
+        search.record(search.size, 4096 * valley(4096)(search.size))
+    assert batches == [4096] * 4 + [2048] * 3
+    assert search.best == 4096
+
+
+def test_one_slow_batch_does_not_end_the_search():
+    search = Search(4)
+    for size, seconds in ((4, [9.0, 9, 9, 9]), (2, [9.0, 99, 8, 8]), (1, [9.0, 9, 9, 9])):
+        for value in seconds:
+            assert search.size == size
+            search.record(size, value)
+    assert search.best == 2
+
+
+def test_of_sizes_that_are_as_fast_the_largest_is_taken():
+    search = Search(4)
+    run(search, lambda size: 1 + 0.01 * size / 4, 4)
+    assert search.best == 4
 
 
 def test_the_first_run_of_a_size_is_not_timed():
     search = Search(2)
-    for size, seconds in ((2, [100.0, 1, 1, 1]), (1, [2.0, 2, 2, 2])):
+    for size, seconds in ((2, [100.0, 1, 1, 3]), (1, [1.1, 1.1, 1.1, 1.1])):
         for value in seconds:
             assert search.size == size
             search.record(size, value)
@@ -92,7 +116,7 @@ def test_unknown_memory_shrinks_if_the_first_size_is_too_large():
 def test_unknown_memory_looks_below_the_first_size_if_nothing_larger_is_faster():
     search = Search(512, 10**12)
     sizes = run(search, valley(8), 512, memory=lambda size: size * UNITS)
-    assert sizes == [32, 64, 128, 16, 8, 4, 2]
+    assert sizes == [32, 64, 16, 8, 4]
     assert search.best == 8
 
 

@@ -52,7 +52,7 @@ class KnownMemory:
         if not self._compiled:
             return 0, 0
         self._prepare(state, data, size)
-        if not self._is_on_host(data):
+        if not self._is_on_host(data, size):
             return temporaries_of(self._lowered(state, data, size)), 0
         trainable, non_trainable, optimizer, metrics = state
         held = [optimizer[slot] for slot in self._phases.accumulator.slots]
@@ -88,7 +88,7 @@ class KnownMemory:
         needed = self.temporaries(state, data, size)
         if jax.default_backend() == "cpu":
             # A call gets its temporaries while those of the call before are still there.
-            calls = 2 if self._is_on_host(data) and size < count(data) else 1
+            calls = 2 if self._is_on_host(data, size) and size < count(data) else 1
             np.empty(calls * needed, "uint8")
             return
         stats = jax.devices()[0].memory_stats() or {}

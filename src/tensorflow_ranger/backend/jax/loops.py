@@ -16,7 +16,8 @@ def fold(body, state, batch, size):
     samples = jax.tree.leaves(batch)[0].shape[0]
     if samples == 0:
         return state  # a replica's part of what remains of a batch
-    size = min(size, samples)
+    if samples <= size:
+        return body(state, batch)
     full, rest = divmod(samples, size)
 
     def at(start, length, state):

@@ -79,15 +79,16 @@ class JaxStep(KnownMemory):
         """
         self._prepare(state, data, size)
         self._require_memory(state, data, size)
-        if self._is_on_host(data):
+        if self._is_on_host(data, size):
             return self._run_on_host(state, data, size, rows)
         return self._whole(state, data, size, rows)
 
-    def _is_on_host(self, data):
+    def _is_on_host(self, data, size):
         # A compiled loop cuts arrays, all alike, and returns no outputs and no rows.
         phases = self._phases
         needs_python = phases.gathers or phases.cuts or phases.loops_in_python or self._tables
-        return bool(self._loop == "host" or needs_python or has_sparse(data))
+        loops_on_host = self._loop == "host" and size < count(data)  # one micro-batch is no loop
+        return bool(loops_on_host or needs_python or has_sparse(data))
 
     @property
     def is_settled(self):

@@ -80,7 +80,7 @@ class ReplicaStep(JaxStep):
     def _run_shards(self, state, data, size, rows):
         return self._step(state)(state, *self._mesh.shards(data), size, rows)
 
-    def _is_on_host(self, data):
+    def _is_on_host(self, data, size):
         return False
 
     def _tables_among(self, seen, state, data, size):

@@ -20,6 +20,8 @@ def fold(body, state, batch, size, is_uniform=True):
             once, for any number of samples.
     """
     samples = _samples_of(batch)
+    if isinstance(samples, int) and samples == size:
+        return body(state, batch)
     if not is_uniform:
 
         def cut_and_run(start, state):

@@ -113,7 +113,8 @@ class Step:
         cuts_in_xla = phases.cuts and self._xla
         is_varying = phases.gathers or cuts_in_xla or (self._tables and self._xla)
         is_varying = is_varying or phases.loops_in_python
-        if self._loop == "host" or self._runs_eagerly or is_varying or has_sparse(data):
+        loops_on_host = self._loop == "host" and size < count(data)  # one micro-batch is no loop
+        if loops_on_host or self._runs_eagerly or is_varying or has_sparse(data):
             return self._run_on_host(data, size, rows), None
         return self._for_size(self._run_on_device, size, rows)(data), None
 

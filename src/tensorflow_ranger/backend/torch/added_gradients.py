@@ -33,14 +33,13 @@ def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
     if inputs is None:
         with keras_internals.looking_up_by(row_lists.look_up):
             loss, aux = share(None)
-        square, slopes = sums.run_backward(keras.tree.flatten(loss)), []
+        square, slopes = sums.run_backward(loss if isinstance(loss, list) else [loss]), []
     else:
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
         with torch.enable_grad():
             loss, aux = share(None, inputs)
         square, slopes = None, sums.add_and_cut(keras.tree.flatten(loss), inputs)
-    aux = keras.tree.map_structure(_detached, aux)
-    return Added(sums, aux, square, [True] * len(sums.values), slopes)
+    return Added(sums, _detached(aux), square, [True] * len(sums.values), slopes)
 
 
 def filled(sums, empty, like):
@@ -61,11 +60,15 @@ class Sums:
     Args:
         phases: `Phases` of the batch.
         factor: Scalar that gradients are multiplied by, or None.
+        before: The sums of the batch before, or None.
     """
 
-    def __init__(self, phases, factor):
+    def __init__(self, phases, factor, before=None):
         self._phases = phases
         self._factor = factor
+        #: Freed between the first forward and backward pass, as Keras frees gradients: the backward
+        #: pass then finds memory in place, which the processor's allocator else returns and clears.
+        self.before = before
         #: Of each sum a tensor, a list of lists of rows, or None where there was no gradient.
         self.values: list[Any] = [None] * (len(phases.weights) * phases.losses)
         keeps_rows = phases.accumulator.takes_rows and replicas.count() == 1
@@ -83,7 +86,7 @@ class Sums:
     def run_backward(self, losses):
         """Add the gradients of `losses`; return their squared norm if noise is measured."""
         phases = self._phases
-        self._norms = []
+        self._norms, self.before = [], None
         for self._loss, loss in enumerate(losses):
             if phases.weights and (phases.losses == 1 or loss.requires_grad):
                 loss.backward(retain_graph=self._loss + 1 < phases.losses)
@@ -112,7 +115,6 @@ class Sums:
             slopes.append([torch.zeros_like(i) if g is None else g for i, g in by_inputs])
         return slopes
 
-    @torch.no_grad()
     def _take(self, place, gradient):
         total, accumulator, gradients = self.values[place], self._phases.accumulator, [gradient]
         if total is None and gradient.is_sparse:
@@ -152,8 +154,7 @@ class Sums:
     def _mover(self, index):
         phases = self._phases
 
-        @torch.no_grad()
-        def move(parameter):
+        def move(parameter):  # a backward pass records no gradients itself
             gradient, parameter.grad = parameter.grad, None
             place = self._loss * len(phases.weights) + index
             if self.ends[place] >= self.end:
@@ -171,7 +172,16 @@ def _norm(gradient):
     return torch.linalg.vector_norm(values.float())
 
 
-def _detached(tensor):
+def _detached(value):
+    """Return nested values with tensors that need no graph."""
+    if isinstance(value, torch.Tensor):
+        return _detached_leaf(value)
+    if type(value) in (list, tuple):  # `keras.tree` takes several times as long
+        return type(value)(map(_detached, value))
+    return keras.tree.map_structure(_detached_leaf, value)
+
+
+def _detached_leaf(tensor):
     if not isinstance(tensor, torch.Tensor) or not tensor.requires_grad:
         return tensor
     detached = tensor.detach()

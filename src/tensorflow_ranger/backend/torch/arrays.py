@@ -247,10 +247,10 @@ def apply(optimizer, gradients, variables):
         optimizer.apply(gradients, variables)
 
 
-@torch.no_grad()
 def plus(total, gradient, factor):
     """Add ``factor * gradient`` to `total` and return it, where a `factor` of None is 1."""
-    return total.add_(gradient.to(total.dtype), alpha=1.0 if factor is None else float(factor))
+    gradient = gradient.to(total.dtype)
+    return total.add_(gradient) if factor is None else total.add_(gradient, alpha=float(factor))
 
 
 @torch.no_grad()

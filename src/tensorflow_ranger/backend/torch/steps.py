@@ -89,6 +89,7 @@ class Step:
         self._prepared = False
         self._unfinished = False
         self._batch = None
+        self._last_sums = None
         self._context = contextlib.nullcontext
         if compiled:
             if phases.losses > 1:
@@ -112,6 +113,9 @@ class Step:
         phases = self._phases
         if self._unfinished:
             # PyTorch keeps what the failed pass freed, and CUDA's libraries allocate beside it.
+            self._last_sums = None
+            if self._batch is not None:
+                self._batch.sums.before = None
             torch.cuda.empty_cache()
         self._unfinished = True
         if not self._prepared:
@@ -122,17 +126,19 @@ class Step:
                 phases.examine(phases.probe, comparable, size)
             self._prepared = True
         if self._batch is None or self._batch.data is not data or phases.cuts:
-            self._batch = _Batch(phases, data, size)
+            if phases.cuts:  # its first pass needs memory for the outputs
+                self._last_sums = None
+            self._batch = _Batch(phases, data, size, self._last_sums)
         elif phases.measures_noise:
             self._batch.miss_noise()
-        batch = self._batch
+        batch, self._last_sums = self._batch, None
         undone = _undone_on_error(phases.model) if phases.cuts else contextlib.nullcontext()
         with undone, _own_draws(), self._context():
             batch.run(size)
         gathered = (data, batch.outputs) if phases.gathers else ()
         with torch.no_grad():
             logs = phases.finish(batch.sums.whole(), batch.state, rows, *gathered)
-        self._batch = None
+        self._batch, self._last_sums = None, batch.sums.values
         self._unfinished = False
         return logs, None
 
@@ -149,7 +155,7 @@ class Step:
 class _Batch:
     """A batch on its way: what its micro-batches have handed on so far."""
 
-    def __init__(self, phases, data, size):
+    def __init__(self, phases, data, size, last_sums):
         self._phases = phases
         self.data = data
         self._cuts, self._outputs = [], []
@@ -157,7 +163,7 @@ class _Batch:
         self._slopes = None
         with torch.no_grad():
             factor, scale = phases.begin()
-            self.sums = Sums(phases, factor)
+            self.sums = Sums(phases, factor, last_sums)
             masses = None
             if phases.needs_masses:
                 masses = 0
