@@ -6,8 +6,7 @@ import pytest
 from keras import layers, ops
 
 import tensorflow_ranger as ranger
-from tests.marks import thorough_but
-from tests.models import fit, temporaries
+from tests.models import fit
 
 BACKEND = keras.config.backend()
 BATCH, SIZE, EPOCHS = 8, 3, 10  # 20 updates, and a remainder
@@ -34,15 +33,15 @@ class Branching(layers.Layer):
         if not training:
             return x, x
         self.calls.assign_add(1.0)
-        y = ops.tanh(self.dense(x))
-        self.add_loss(1e-2 * ops.mean(y * y))
+        y = ops.softsign(self.dense(x))
+        self.add_loss(1e-3 * ops.sum(y * y))
         return x + y, y if shift is None else y + shift
 
 
 class Subclassed(keras.Model):
     def __init__(self):
         super().__init__()
-        self.hidden = [layers.Dense(8, activation="tanh") for _ in range(3)]
+        self.hidden = [layers.Dense(8, activation="softsign") for _ in range(3)]
         self.drop = layers.Dropout(0.2)
         self.norm = layers.BatchNormalization(momentum=0.5)
         self.last = layers.Dense(2)
@@ -140,16 +139,15 @@ def trained(make, rematerialize, size=SIZE, **settings):
         model(x)
     elif len(model.inputs) == 2:
         x, y = [x, rng.integers(0, 7, x.shape[:2])], [y, y[:, ::-1]]
-    model.compile(keras.optimizers.Adam(0.01), "mse", **settings)
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse", **settings)
     ranger.microbatch(model, size, rematerialize=rematerialize)
     history = fit(model, x, y, BATCH, epochs=EPOCHS)
     return model, history.history["loss"]
 
 
-def assert_same_training(make, rematerialize, **settings):
+def assert_same_training(make, rematerialize, tolerance=0 if BACKEND == "torch" else 1e-12, **settings):
     expected, losses = trained(make, False, **settings)
     actual, own_losses = trained(make, rematerialize, **settings)
-    tolerance = 0 if BACKEND == "torch" else 1e-12
     pairs = zip(actual.variables, expected.variables, strict=True)
     for variable, other in [*pairs, *zip(actual.optimizer.variables, expected.optimizer.variables)]:
         np.testing.assert_allclose(
@@ -167,7 +165,9 @@ def assert_same_training(make, rematerialize, **settings):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.usefixtures("float64")
 def test_the_weights_are_those_of_a_backward_pass_that_keeps_everything(case, settings):
-    model = assert_same_training(CASES[case], 4, **settings)
+    # Keras' attention computes in float32 on JAX.
+    tolerance = {"tolerance": 1e-6} if (case, BACKEND) == ("attention", "jax") else {}
+    model = assert_same_training(CASES[case], 4, **tolerance, **settings)
     assert "layers' calls again" in model.microbatch_plan.rematerialization
 
 

@@ -110,16 +110,18 @@ class ForwardPasses:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with self._scope(rows=rows_of(x), also=self.metrics) as scope:
             y_pred = self.call(x)
-            self._find_draws(x, scope.draws)
-            self._find_time_axes(x, y_pred, scope.draws)
-            self._find_segments(x)
             self.whole_loss.find(y_pred)
             by_layers = {id(v) for v in scope.assigned}
             self.compiled_losses.inspect(y, y_pred, sample_weight)
-            if not self.compiled_losses.is_whole:
-                return scope.assigned, y_pred
-            weight = copies(sample_weight)
-            self.compiled_losses.of_batch(x, y, y_pred, weight, self.count(x), self._dtype)
+            if self.compiled_losses.is_whole:
+                weight = copies(sample_weight)
+                self.compiled_losses.of_batch(x, y, y_pred, weight, self.count(x), self._dtype)
+        # Another call makes layers forget which losses are theirs.
+        self._find_draws(x, scope.draws)
+        self._find_time_axes(x, y_pred, scope.draws)
+        self._find_segments(x)
+        if not self.compiled_losses.is_whole:
+            return scope.assigned, y_pred
         assigned = [v for v in scope.assigned if id(v) in by_layers]
         self._find_loss_state([v for v in scope.assigned if id(v) not in by_layers])
         return assigned, y_pred
