@@ -2,7 +2,7 @@
 
 import itertools
 
-_TRIALS = 48  # largest segments that are tried, between the largest layer and the whole chain
+_TRIALS = 64  # bounds on the largest segment that are tried
 
 
 def divided(kept, handed_on, joins, count=None):
@@ -13,8 +13,8 @@ def divided(kept, handed_on, joins, count=None):
 
         sum of handed_on[j - 1] over the segments  +  the largest sum(kept[i:j]).
 
-    For a bound on the second term the first one is made least by dynamic programming, and the best
-    of `_TRIALS` bounds is taken.
+    For a bound on the second term the first one is made least by dynamic programming. The bounds
+    are the sizes that segments may have, or `_TRIALS` of them where there are more.
 
     Args:
         kept: For each layer of the chain the bytes that its backward pass keeps.
@@ -33,9 +33,7 @@ def divided(kept, handed_on, joins, count=None):
     """
     if not kept:
         return []
-    whole, largest = sum(kept), max(kept)
-    bounds = [largest + (whole - largest) * trial / (_TRIALS - 1) for trial in range(_TRIALS)]
-    found = [_within(bound, kept, handed_on, joins) for bound in bounds]
+    found = [_within(bound, kept, handed_on, joins) for bound in _bounds(kept)]
     if count is not None:
         lengths = {len(segments) for segments in found}
         length = max((n for n in lengths if n <= count), default=min(lengths))
@@ -50,6 +48,14 @@ def memory_of(segments, kept, handed_on):
     """Return the bytes of `divided` for these segments."""
     inputs = sum(handed_on[stop - 1] for _, stop in segments)
     return inputs + max(sum(kept[start:stop]) for start, stop in segments)
+
+
+def _bounds(kept):
+    sums = [0, *itertools.accumulate(kept)]
+    sizes = {after - before for before, after in itertools.combinations(sums, 2)}
+    bounds = sorted(size for size in sizes if size >= max(kept))
+    step = max(1, len(bounds) // _TRIALS)
+    return [*bounds[::step], bounds[-1]]
 
 
 def _within(bound, kept, handed_on, joins):

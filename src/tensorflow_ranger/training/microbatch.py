@@ -87,8 +87,8 @@ def microbatch(
         TypeError: `model` is not a Keras model.
         ValueError: An argument is out of range; the model overrides `train_step` or
             `make_train_function`. In `fit`: the optimizer accumulates gradients itself; with
-            `padding`, the model computes something else without the padding; with `rematerialize`,
-            layers were made under `keras.RematScope`, or PyTorch compiles the model.
+            `padding`, the model computes something else without the padding; layers were made
+            under `keras.RematScope`.
         MemoryError: In `fit`: not even one sample fits.
 
     Example:

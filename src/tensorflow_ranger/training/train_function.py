@@ -129,6 +129,7 @@ class TrainFunction:
             "torch": lambda data: self._run_batch(None, data[0], "all")[0],
         }
         require_replicas(model.variables)
+        Rematerialization.require_no_scope(model)
         self._require_python_loop()
         if self._is_searched and replicas.in_lockstep(model.variables):
             raise ValueError(

@@ -23,6 +23,27 @@ class Rematerialization:
         self._caller = None
         self.summary: str | None = None
 
+    @staticmethod
+    def require_no_scope(model):
+        """Check that Keras itself runs no layer of `model` again.
+
+        Raises:
+            ValueError: Layers were made under `keras.RematScope`. Its replay draws other random
+                numbers on PyTorch and moves the state of layers twice.
+        """
+        made = [
+            layer.name
+            for layer in keras_internals.layers_of(model)
+            if keras_internals.made_under_remat_scope(layer)
+        ]
+        if made:
+            raise ValueError(
+                f"microbatch trains no layers that were made under keras.RematScope, got {made}: "
+                "Keras' replay draws other random numbers and moves batch statistics twice. Make "
+                "the model outside of that scope and call microbatch(model, size, "
+                "rematerialize=True)."
+            )
+
     def learn(self, run, samples):
         """Find the segments.
 
