@@ -108,7 +108,7 @@ class ForwardPasses:
 
     def _first_call(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with self._scope(rows=rows_of(x), also=self.metrics) as scope:
+        with self._scope(rows=rows_of(x), also=self.metrics) as scope, self._freeing():
             y_pred = self.call(x)
             self.whole_loss.find(y_pred)
             by_layers = {id(v) for v in scope.assigned}
@@ -281,6 +281,10 @@ class ForwardPasses:
         if keras_internals.takes_training(self.model):
             return self.model(x, training=True)
         return self.model(x)
+
+    def _freeing(self):
+        free = self.rematerialization is not None
+        return self.rematerialization.freeing() if free else contextlib.nullcontext()
 
     def differentiated_call(self, x):
         """Return the model's outputs in training, of which the backward pass may repeat parts."""

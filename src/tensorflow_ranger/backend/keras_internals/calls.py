@@ -68,15 +68,15 @@ def in_call_state(state):
             global_state.set_global_attribute(name, value)
 
 
-def hand_on_losses(layers, losses, others):
-    """Let each of `others` count as the loss at its place in `losses`, for the layer that added it.
+def hand_on_losses(layers, ids, losses):
+    """Let each of `losses` count as the loss that had the ``id`` in `ids`, for the layer it is of.
 
     ``Layer.add_loss`` keeps the ``id`` of each loss of a `keras.StatelessScope` in ``_loss_ids``.
     """
     for layer in layers:
-        for loss, other in zip(losses, others, strict=True):
-            if id(loss) in layer._loss_ids:
-                layer._loss_ids.add(id(other))
+        for old, loss in zip(ids, losses, strict=True):
+            if old in layer._loss_ids:
+                layer._loss_ids.add(id(loss))
 
 
 @contextlib.contextmanager

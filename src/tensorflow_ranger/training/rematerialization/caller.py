@@ -3,7 +3,12 @@
 import keras
 
 from tensorflow_ranger.backend import keras_internals
-from tensorflow_ranger.training.rematerialization.segment import Segment, run_nodes
+from tensorflow_ranger.training.rematerialization.segment import (
+    Segment,
+    needed_by,
+    outputs_of,
+    run_nodes,
+)
 
 
 class SegmentCaller:
@@ -26,19 +31,19 @@ class SegmentCaller:
         return Segment.of_call(layer, args, kwargs, call).replayed()
 
     def run_graph(self, graph, inputs, operation_fn, run):
-        """Run a graph, in segments if it is to have any."""
-        segments = self._graphs.get(id(graph))
-        if not segments:
-            return run()
+        """Run a graph, in segments if it is to have any; tensors go as soon as no node needs them.
+
+        Keras holds on to what each node makes until the last one has run.
+        """
         nodes = keras_internals.nodes_of(graph)
         values = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs), strict=True))
         done = 0
-        for start, stop in segments:
-            run_nodes(nodes[done:start], values, operation_fn)
-            segment, results = Segment.of_nodes(nodes[start:stop], graph, values, operation_fn)
-            values.update(zip(results, segment.replayed(), strict=True))
+        for start, stop in [*self._graphs.get(id(graph), ()), (len(nodes), len(nodes))]:
+            run_nodes(nodes[done:start], values, operation_fn, needed_by(nodes[start:], graph))
+            if start < stop:
+                segment, results = Segment.of_nodes(nodes[start:stop], graph, values, operation_fn)
+                values.update(zip(results, segment.replayed(), strict=True))
+                later = needed_by(nodes[stop:], graph)
+                values = {key: value for key, value in values.items() if key in later}
             done = stop
-        run_nodes(nodes[done:], values, operation_fn)
-        return keras.tree.pack_sequence_as(
-            graph.output, [values[id(output)] for output in graph.outputs]
-        )
+        return outputs_of(graph, values)

@@ -6,7 +6,12 @@ from typing import NamedTuple
 import keras
 
 from tensorflow_ranger.backend import arrays, keras_internals
-from tensorflow_ranger.training.rematerialization.segment import Segment, run_nodes
+from tensorflow_ranger.training.rematerialization.segment import (
+    Segment,
+    needed_by,
+    outputs_of,
+    run_nodes,
+)
 
 
 class Link(NamedTuple):
@@ -50,20 +55,16 @@ class ChainMeasurer:
         nodes = keras_internals.nodes_of(graph)
         values = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs), strict=True))
         for place, node in enumerate(nodes):
-            inner = _is_model(node.operation)
-            kept = 0
-            if not inner:
-                kept = Segment.of_nodes([node], graph, values, operation_fn)[0].bytes_kept()
-            run_nodes([node], values, operation_fn)
-            if not inner:
-                later = {id(x) for other in nodes[place + 1 :] for x in other.input_tensors}
-                live = later & values.keys()
-                handed_on = sum(_bytes_of(values[key]) for key in live)
+            is_model = isinstance(node.operation, keras.Model)  # it lists its own
+            if not is_model:
+                segment, _ = Segment.of_nodes([node], graph, values, operation_fn)
+                kept = segment.bytes_kept()
+            run_nodes([node], values, operation_fn, needed_by(nodes[place + 1 :], graph))
+            if not is_model:
+                handed_on = sum(map(_bytes_of, values.values()))
                 may_replay = _may_replay(node.operation)
                 self.links.append(Link(id(graph), place, may_replay, kept, handed_on))
-        return keras.tree.pack_sequence_as(
-            graph.output, [values[id(output)] for output in graph.outputs]
-        )
+        return outputs_of(graph, values)
 
 
 def _layers_without_graph(model):
@@ -71,14 +72,10 @@ def _layers_without_graph(model):
     graph = keras_internals.graph_of(model)
     layers = [node.operation for node in keras_internals.nodes_of(graph)] if graph else model.layers
     for layer in layers:
-        if _is_model(layer):
+        if isinstance(layer, keras.Model):
             yield from _layers_without_graph(layer)
         elif graph is None:
             yield id(layer)
-
-
-def _is_model(operation):
-    return isinstance(operation, keras.Model)
 
 
 def _may_replay(operation):

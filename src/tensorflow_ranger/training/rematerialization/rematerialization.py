@@ -1,7 +1,5 @@
 """Which parts of a model's forward pass the backward pass runs again, decided once per model."""
 
-import contextlib
-
 from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.batch_size.plan import format_bytes
 from tensorflow_ranger.rules import segments
@@ -68,10 +66,11 @@ class Rematerialization:
 
     def replaying(self):
         """Return a context in which calls of the model are run in segments."""
-        return contextlib.nullcontext() if self._caller is None else self._calling()
-
-    def _calling(self):
         return keras_internals.calling_by(self._caller)
+
+    def freeing(self):
+        """Return a context in which calls of the model hold on to no tensor longer than needed."""
+        return keras_internals.calling_by(SegmentCaller({}, ()))
 
 
 def _may_join(link, following):

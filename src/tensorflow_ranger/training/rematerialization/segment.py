@@ -1,10 +1,26 @@
 """A part of a model's forward pass as a function that can be run again: the same every time."""
 
+import collections
+from typing import Any, NamedTuple
+
 import keras
 from keras import ops
 
 from tensorflow_ranger.backend import keras_internals, replay
 from tensorflow_ranger.training.call_scope import CallScope
+
+
+class _Run(NamedTuple):
+    """What is known of the list that a segment returns. It holds no tensors."""
+
+    structure: Any  #: The nested outputs, with zeros in their place.
+    masked: list[int]  #: Places of the outputs that have a mask.
+    assigned: list[Any]  #: Variables, in the order of their values.
+    losses: list[int]  #: The ids of the losses that layers have added.
+    draws: Any  #: `PlacedDraws` after the layers' calls.
+
+
+_DONE = _Run(None, [], [], [], None)
 
 
 class Segment:
@@ -22,21 +38,21 @@ class Segment:
 
     def __init__(self, run, inputs, layers):
         self._run = run
-        self._inputs = inputs
+        self._count = len(inputs)
         self._masks = [keras_internals.get_mask(tensor) for tensor in inputs]
         self._layers = [each for layer in layers for each in _with_inner(layer)]
-        self._scope = CallScope.current()
-        self._begun = self._scope.begun_again({})
+        scope = CallScope.current()
+        self._begun = scope.begun_again({})
         self._state = keras_internals.call_state()
+        variables = {id(v): v for layer in self._layers for v in layer.variables}
+        self._weights = [key for key, v in variables.items() if v.trainable and _is_floating(v)]
+        self._others = [key for key in variables if key not in self._weights]
         with keras_internals.in_call_state({}):
-            own = {id(v): v for layer in self._layers for v in layer.variables}
-            self._variables = list(own.values())
-            values = [_tensor(variable.value) for variable in self._variables]
-        self._values = dict(zip(own, values, strict=True))
-        self._weights = [id(v) for v in self._variables if v.trainable and _is_floating(v)]
-        self._others = [key for key in own if key not in self._weights]
-        self._structure, self._counts = None, ()
-        self._assigned, self._losses, self._draws = [], [], None
+            values = {key: ops.convert_to_tensor(v.value) for key, v in variables.items()}
+        given = [*inputs, *(values[key] for key in self._others)]
+        #: What `function` is called with: inputs and values of state, and weights.
+        self.arguments = given, [values[key] for key in self._weights]
+        self._first: _Run | None = None
 
     @classmethod
     def of_call(cls, layer, args, kwargs, call):
@@ -68,38 +84,35 @@ class Segment:
         keys = [key for key in needed if values[key] is not None]
         inside = {id(node) for node in nodes}
         others = [node for node in keras_internals.nodes_of(graph) if id(node) not in inside]
-        wanted = {id(x) for node in others for x in node.input_tensors}
-        wanted |= {id(x) for x in graph.outputs}
+        wanted = needed_by(others, graph)
         results = [key for key in made if key in wanted]
 
         def run(tensors):
             inner = {**needed, **dict(zip(keys, tensors, strict=True))}
-            run_nodes(nodes, inner, operation_fn)
+            run_nodes(nodes, inner, operation_fn, wanted)
             return [inner[key] for key in results]
 
         operations = [node.operation for node in nodes]
         return cls(run, [values[key] for key in keys], operations), results
 
-    @property
-    def arguments(self):
-        """What the segment is a function of: inputs and values of state, and weights."""
-        inputs = [*self._inputs, *(self._values[key] for key in self._others)]
-        return inputs, [self._values[key] for key in self._weights]
-
     def replayed(self):
         """Return what the layers return; a backward pass runs them again."""
-        found = replay.replayed(self.function, *self.arguments)
-        outputs, masks, values, losses = self._split(found)
-        for variable, value in zip(self._assigned, values, strict=True):
-            self._scope.add_update((variable, value))
+        arguments, self.arguments = self.arguments, None  # what repeats must not hold on to them
+        found = iter(replay.replayed(self.function, *arguments))
+        first, scope = self._first, CallScope.current()
+        self._first = _DONE
+        outputs = [next(found) for _ in keras.tree.flatten(first.structure)]
+        for place in first.masked:
+            keras_internals.set_mask(outputs[place], next(found))
+        for variable in first.assigned:
+            scope.add_update((variable, next(found)))
+        losses = list(found)
         for loss in losses:
-            self._scope.add_loss(loss)
-        keras_internals.hand_on_losses(self._layers, self._losses, losses)
-        if self._scope.draws is not None:
-            self._scope.draws.go_on_from(self._draws)
-        for place, mask in zip(self._masked, masks, strict=True):
-            keras_internals.set_mask(outputs[place], mask)
-        return keras.tree.pack_sequence_as(self._structure, outputs)
+            scope.add_loss(loss)
+        keras_internals.hand_on_losses(self._layers, first.losses, losses)
+        if scope.draws is not None:
+            scope.draws.go_on_from(first.draws)
+        return keras.tree.pack_sequence_as(first.structure, outputs)
 
     def bytes_kept(self):
         """Return the bytes that the backward pass keeps if it does not run the layers again."""
@@ -107,7 +120,7 @@ class Segment:
 
     def function(self, inputs, weights):
         """Return the outputs, their masks, the values assigned and the losses added, as a list."""
-        inputs, state = inputs[: len(self._inputs)], inputs[len(self._inputs) :]
+        inputs, state = inputs[: self._count], inputs[self._count :]
         for tensor, mask in zip(inputs, self._masks, strict=True):
             if mask is not None and keras_internals.get_mask(tensor) is None:
                 keras_internals.set_mask(tensor, mask)
@@ -117,33 +130,50 @@ class Segment:
             nested = self._run(inputs)
             outputs = keras.tree.flatten(nested)
             masks = [keras_internals.get_mask(output) for output in outputs]
-            self._masked = [place for place, mask in enumerate(masks) if mask is not None]
-            self._structure, self._draws = nested, scope.draws
-            self._assigned, self._losses = scope.assigned, list(scope.losses)
             assigned = [scope.get_current_value(variable) for variable in scope.assigned]
-        found = (outputs, [m for m in masks if m is not None], assigned, self._losses)
-        self._counts = [len(part) for part in found]
-        return [ops.convert_to_tensor(tensor) for part in found for tensor in part]
+        if self._first is None:
+            self._first = _Run(
+                keras.tree.map_structure(lambda _: 0, nested),
+                [place for place, mask in enumerate(masks) if mask is not None],
+                scope.assigned,
+                [id(loss) for loss in scope.losses],
+                scope.draws,
+            )
+        masks = [mask for mask in masks if mask is not None]
+        return list(map(ops.convert_to_tensor, [*outputs, *masks, *assigned, *scope.losses]))
 
-    def _split(self, found):
-        parts, found = [], iter(found)
-        for count in self._counts:
-            parts.append([next(found) for _ in range(count)])
-        return parts
 
-
-def run_nodes(nodes, values, operation_fn):
+def run_nodes(nodes, values, operation_fn, wanted):
     """Run nodes of a graph, as Keras does.
 
     Args:
         nodes: List of nodes, in order.
-        values: Dict from ids of symbolic tensors to tensors, which gains the outputs.
+        values: Dict from ids of symbolic tensors to tensors. It gains the outputs, and loses what
+            none of the nodes needs any more.
         operation_fn: Function from an operation to what is called in its place.
+        wanted: Set of the ids of symbolic tensors that are needed later.
     """
+    uses = collections.Counter(id(x) for node in nodes for x in node.input_tensors)
     for node in nodes:
         args, kwargs = node.arguments.fill_in(values)
         outputs = operation_fn(node.operation)(*args, **kwargs)
         values.update(zip(map(id, node.outputs), keras.tree.flatten(outputs), strict=False))
+        for key in map(id, node.input_tensors):
+            uses[key] -= 1
+            if not uses[key] and key not in wanted:
+                values.pop(key, None)
+
+
+def needed_by(nodes, graph):
+    """Return the ids of the symbolic tensors that `nodes` take, or that `graph` returns."""
+    return {id(x) for x in (*(x for node in nodes for x in node.input_tensors), *graph.outputs)}
+
+
+def outputs_of(graph, values):
+    """Return the nested outputs of `graph`, from a dict of tensors by ids of symbolic ones."""
+    return keras.tree.pack_sequence_as(
+        graph.output, [values[id(output)] for output in graph.outputs]
+    )
 
 
 def _with_inner(layer):
@@ -152,7 +182,3 @@ def _with_inner(layer):
 
 def _is_floating(tensor):
     return keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype))
-
-
-def _tensor(value):
-    return ops.convert_to_tensor(value)

@@ -110,7 +110,8 @@ def test_hand_on_losses():
     with keras.StatelessScope(collect_losses=True) as scope:
         layer(ops.ones((1, 2)))
         loss = ops.ones(())
-        keras_internals.hand_on_losses([layer, other], scope.losses, [loss])
+        ids = [id(each) for each in scope.losses]
+        keras_internals.hand_on_losses([layer, other], ids, [loss])
         scope.losses[:] = [loss]
         assert keras_internals.own_losses(layer) == [loss]
         assert keras_internals.own_losses(other) == []
