@@ -11,10 +11,11 @@ import pytest
 ABORTED = -signal.SIGABRT
 
 
-def run(spare, optimizer):
-    command = [sys.executable, "-m", "tests.faults.out_of_memory", str(spare), optimizer]
+def run(spare, *arguments):
+    command = [sys.executable, "-m", "tests.faults.out_of_memory", str(spare), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode in (0, ABORTED), done.stderr[-3000:]
+    is_too_little = done.returncode == ABORTED or "MemoryError" in done.stderr
+    assert done.returncode == 0 or is_too_little, done.stderr[-3000:]
     return done
 
 
@@ -23,15 +24,15 @@ def result_of(done):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def train_until_out_of_memory(bytes_needed, optimizer):
+def train_until_out_of_memory(bytes_needed, message, *arguments):
     # Allocators keep more than they need, and a framework that can't start a thread aborts: how
     # little is too little, and not far too little, takes a few tries.
     low, high, share = 0.0, 1.0, 0.55
     for _ in range(6):
-        done = run(int(share * bytes_needed), optimizer)
-        if done.returncode == ABORTED:
+        done = run(int(share * bytes_needed), *arguments)
+        if done.returncode:
             low = share
-        elif "Out of memory with micro-batches of 32768" in done.stderr:
+        elif done.returncode == 0 and message in done.stderr:
             return result_of(done)
         else:
             high = share
@@ -44,9 +45,26 @@ def train_until_out_of_memory(bytes_needed, optimizer):
 def test_a_limited_process_ends_with_the_weights_of_an_unlimited_one(optimizer):
     done = run(0, optimizer)
     unlimited, silence = result_of(done), done.stderr
-    limited = train_until_out_of_memory(unlimited["bytes"], optimizer)
+    message = "Out of memory with micro-batches of 32768"
+    limited = train_until_out_of_memory(unlimited["bytes"], message, optimizer)
     assert "Out of memory" not in silence
     assert limited["size"] < unlimited["size"] == 32768
+    assert_same_training(limited, unlimited)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("optimizer", ["buffer", "fold"])
+def test_where_not_even_one_sample_fits_layers_are_run_again(optimizer):
+    done = run(0, optimizer, "deep")
+    unlimited = result_of(done)
+    assert unlimited["repeats"] is None
+    message = "One sample does not fit the memory: the backward pass runs layers again"
+    limited = train_until_out_of_memory(unlimited["bytes"], message, optimizer, "deep")
+    assert "layers' calls again" in limited["repeats"]
+    assert_same_training(limited, unlimited)
+
+
+def assert_same_training(limited, unlimited):
     for key, values in unlimited["history"].items():
         np.testing.assert_allclose(limited["history"][key], values, rtol=1e-5)
     for weight, expected in zip(limited["weights"], unlimited["weights"], strict=True):

@@ -9,6 +9,7 @@ folder of the active backend is imported, so a JAX or PyTorch user never pays fo
 - `loops`: the loop over the micro-batches of a batch.
 - `gradients`: sums of gradients for training loops of a user's own.
 - `added_gradients`: the gradients of a micro-batch of `microbatch`, added to those of its batch.
+- `replay`: functions that a backward pass runs again, so that it keeps less.
 - `steps`: the training step of `microbatch`.
 """
 
@@ -35,4 +36,5 @@ replicas = _of_active_backend("replicas")
 loops = _of_active_backend("loops")
 gradients = _of_active_backend("gradients")
 added_gradients = _of_active_backend("added_gradients")
+replay = _of_active_backend("replay")
 steps = _of_active_backend("steps")

@@ -5,6 +5,8 @@ counter-based generator, one counter per number. A micro-batch of b samples whos
 batch's sample `place` asks for shape (k b, ...), and gets the rows from ``k place`` on.
 """
 
+import copy
+
 from keras import ops
 
 from tensorflow_ranger.backend import draws, keras_internals
@@ -45,6 +47,17 @@ class PlacedDraws:
         self.shapes = []
         #: States of the `SeedGenerator` objects of draws that have no place, by their ids.
         self.unplaced = {}
+
+    def begun_again(self):
+        """Return draws that go on from here, and of which these know nothing."""
+        other = copy.copy(self)
+        other.leading, other.shapes = list(self.leading), list(self.shapes)
+        other.unplaced = dict(self.unplaced)
+        return other
+
+    def go_on_from(self, other):
+        """Count what `other`, which `begun_again` returned, has drawn."""
+        self.leading, self.shapes, self.unplaced = other.leading, other.shapes, other.unplaced
 
     def draw(self, name, function, arguments):
         """Return what a layer draws; see `keras_internals.drawing_by`."""

@@ -33,6 +33,8 @@ class MicrobatchPlan:
         loss: What is computed at once for the whole batch, and why; None where each micro-batch has
             its own part of the loss.
         padding: How many time steps of the first batch are computed; None without ``padding=``.
+        rematerialization: How many layers' calls the backward pass runs again, and what it keeps in
+            place of their outputs; None where it runs none again.
     """
 
     batch: int | None
@@ -42,6 +44,7 @@ class MicrobatchPlan:
     measuring: bool = False
     loss: str | None = None
     padding: str | None = None
+    rematerialization: str | None = None
 
     def __str__(self) -> str:
         lines = [f"{'micro-batch':>12} {'memory':>12} {'per sample':>12}  chosen"]
@@ -51,7 +54,7 @@ class MicrobatchPlan:
             mark = "yes" if candidate.size == self.chosen else ""
             mark = mark if candidate.fits else "does not fit"
             lines.append(f"{candidate.size:>12} {memory:>12} {seconds:>12}  {mark}".rstrip())
-        notes = [note for note in (self.loss, self.padding) if note is not None]
+        notes = [note for note in (self.loss, self.padding, self.rematerialization) if note is not None]
         return "\n".join([*lines, self.reason, *notes])
 
 

@@ -47,10 +47,20 @@ class BatchStep(TwoPasses):
         noise: `StepStatistics` that `finish` writes the noise scale's averages to, or None.
         loss: "shares", "whole", or None to decide: see `microbatch`.
         padding: `Padding` that cuts the batches, or None.
+        rematerialization: `Rematerialization` of the model, or None.
     """
 
-    def __init__(self, model, accumulator, tasks=None, noise=None, loss=None, padding=None):
-        super().__init__(model, accumulator, tasks, loss, padding)
+    def __init__(
+        self,
+        model,
+        accumulator,
+        tasks=None,
+        noise=None,
+        loss=None,
+        padding=None,
+        rematerialization=None,
+    ):
+        super().__init__(model, accumulator, tasks, loss, padding, rematerialization)
         self.noise = noise
 
     @property
@@ -144,7 +154,7 @@ class BatchStep(TwoPasses):
 
         def share(weights):
             with self._scope(weights, state, rows_of(x)) as scope:
-                y_pred = self.call(x)
+                y_pred = self.differentiated_call(x)
                 if slopes is not None:
                     found = self._pulled_back(y_pred, samples / totals.samples, slopes)
                 elif self.cuts:  # a batch that is one micro-batch needs no second pass

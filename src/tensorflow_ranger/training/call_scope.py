@@ -1,11 +1,14 @@
 """The scope in which a micro-batch's forward pass runs: nothing is assigned, all is recorded."""
 
+import contextvars
 from typing import Any
 
 import keras
 from keras import ops
 
 from tensorflow_ranger.backend import arrays, keras_internals
+
+_current = contextvars.ContextVar("call_scope")
 
 
 def lasting(model, assigned):
@@ -31,6 +34,7 @@ class CallScope(keras.StatelessScope):
 
     def __init__(self, mapping, weights=(), draws=None):
         super().__init__(mapping, collect_losses=True)
+        self._token = None
         self._weights = {id(weight) for weight in weights}
         self._assigned = {}
         self.draws: Any = draws
@@ -38,12 +42,30 @@ class CallScope(keras.StatelessScope):
 
     def __enter__(self):
         super().__enter__()
+        self._token = _current.set(self)
         self._drawing.__enter__()
         return self
 
     def __exit__(self, *error):
+        _current.reset(self._token)
         self._drawing.__exit__(*error)
         super().__exit__(*error)
+
+    @staticmethod
+    def current():
+        """Return the innermost scope that is open in this thread."""
+        return _current.get()
+
+    def begun_again(self, values):
+        """Return a scope that is now as this one is, and in which what follows can be run apart.
+
+        Args:
+            values: Dict of values of variables by the variables' ids, which add to this scope's.
+        """
+        scope = CallScope((), (), None if self.draws is None else self.draws.begun_again())
+        scope._weights = self._weights
+        scope.state_mapping = {**self.state_mapping, **values}
+        return scope
 
     @property
     def assigned(self):

@@ -1,6 +1,7 @@
 """The forward passes of a batch's micro-batches, and what the first of them tell."""
 
 import contextlib
+from typing import Any
 
 import keras
 from keras import ops
@@ -33,11 +34,13 @@ class ForwardPasses:
         tasks: `Tasks` whose gradients are summed apart, or None.
         loss: "shares", "whole", or None to decide: see `microbatch`.
         padding: `Padding` that cuts the batches, or None.
+        rematerialization: `Rematerialization` of the model, or None.
     """
 
-    def __init__(self, model, tasks=None, loss=None, padding=None):
+    def __init__(self, model, tasks=None, loss=None, padding=None, rematerialization=None):
         self.model = model
         self.padding = padding
+        self.rematerialization: Any = rematerialization
         self.noise = None
         self.weights = list(model.trainable_variables)
         self.metrics = list(model.metrics_variables)
@@ -105,17 +108,20 @@ class ForwardPasses:
 
     def _first_call(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with self._scope(rows=rows_of(x), also=self.metrics) as scope:
+        with self._scope(rows=rows_of(x), also=self.metrics) as scope, self._freeing():
             y_pred = self.call(x)
-            self._find_draws(x, scope.draws)
-            self._find_time_axes(x, y_pred, scope.draws)
             self.whole_loss.find(y_pred)
             by_layers = {id(v) for v in scope.assigned}
             self.compiled_losses.inspect(y, y_pred, sample_weight)
-            if not self.compiled_losses.is_whole:
-                return scope.assigned, y_pred
-            weight = copies(sample_weight)
-            self.compiled_losses.of_batch(x, y, y_pred, weight, self.count(x), self._dtype)
+            if self.compiled_losses.is_whole:
+                weight = copies(sample_weight)
+                self.compiled_losses.of_batch(x, y, y_pred, weight, self.count(x), self._dtype)
+        # Another call makes layers forget which losses are theirs.
+        self._find_draws(x, scope.draws)
+        self._find_time_axes(x, y_pred, scope.draws)
+        self._find_segments(x)
+        if not self.compiled_losses.is_whole:
+            return scope.assigned, y_pred
         assigned = [v for v in scope.assigned if id(v) in by_layers]
         self._find_loss_state([v for v in scope.assigned if id(v) not in by_layers])
         return assigned, y_pred
@@ -152,6 +158,14 @@ class ForwardPasses:
                 f"fewer steps ({error}). Call microbatch without padding=."
             ) from error
         self.padding.learn(x, outputs_and_masks(y_pred), outputs_and_masks(shortened))
+
+    def _find_segments(self, x):
+        def run():
+            with self._scope(rows=rows_of(x)):
+                self.call(x)
+
+        if self.rematerialization is not None:
+            self.rematerialization.learn(run, count(x))
 
     def _find_loss_state(self, assigned):
         metrics = {id(v) for v in self.metrics}
@@ -267,6 +281,17 @@ class ForwardPasses:
         if keras_internals.takes_training(self.model):
             return self.model(x, training=True)
         return self.model(x)
+
+    def _freeing(self):
+        free = self.rematerialization is not None
+        return self.rematerialization.freeing() if free else contextlib.nullcontext()
+
+    def differentiated_call(self, x):
+        """Return the model's outputs in training, of which the backward pass may repeat parts."""
+        if self.rematerialization is None:
+            return self.call(x)
+        with self.rematerialization.replaying():
+            return self.call(x)
 
     @contextlib.contextmanager
     def _scope(self, weights=None, begun=None, rows=None, carried=(CARRIED,), also=()):

@@ -2,6 +2,7 @@
 
 import functools
 import numbers
+import operator
 
 import keras
 
@@ -23,6 +24,7 @@ def microbatch(
     accumulator_dtype: str | None = None,
     loss: str | None = None,
     padding: float | None = None,
+    rematerialize: bool | int | None = None,
 ) -> keras.Model:
     """Train `model` on whole batches, a micro-batch of `size` samples at a time.
 
@@ -73,6 +75,10 @@ def microbatch(
             micro-batch then has as many samples as have the time steps of `size` padded ones, at
             most. The time axis is the second one of each input; declare it as
             ``keras.Input((None, ...))``. Compiled steps are made for 8 lengths at most.
+        rematerialize: Whether the backward pass runs the layers again, in place of keeping what
+            they make for it: the same weights in less memory and at most 4/3 of the time. True for
+            as many segments as need the least memory; an integer >= 2 for so many segments;
+            False never to; None to do so only where not even one sample fits otherwise.
 
     Returns:
         `model`. Its attribute `microbatch_plan` is a `MicrobatchPlan` that tells the size in use.
@@ -81,7 +87,8 @@ def microbatch(
         TypeError: `model` is not a Keras model.
         ValueError: An argument is out of range; the model overrides `train_step` or
             `make_train_function`. In `fit`: the optimizer accumulates gradients itself; with
-            `padding`, the model computes something else without the padding.
+            `padding`, the model computes something else without the padding; layers were made
+            under `keras.RematScope`.
         MemoryError: In `fit`: not even one sample fits.
 
     Example:
@@ -101,10 +108,16 @@ def microbatch(
             install_whole(model)
         return model
     check_trainable(model, "microbatch")
-    _check(size, memory_limit, loss, padding)
+    _check(size, memory_limit, loss, padding, rematerialize)
     limit = None if memory_limit is None else parse_bytes(memory_limit)
     return install(
-        model, size, limit=limit, accumulator_dtype=accumulator_dtype, loss=loss, padding=padding
+        model,
+        size,
+        limit=limit,
+        accumulator_dtype=accumulator_dtype,
+        loss=loss,
+        padding=padding,
+        rematerialize=rematerialize,
     )
 
 
@@ -184,7 +197,7 @@ def _uninstall(model):
         model.train_function = model.test_function = None
 
 
-def _check(size, memory_limit, loss, padding):
+def _check(size, memory_limit, loss, padding, rematerialize):
     if size != "auto":
         arguments.count(
             "size",
@@ -202,6 +215,16 @@ def _check(size, memory_limit, loss, padding):
             "padding must be the number that stands behind the end of each sample, such as 0, or "
             f"None: got {padding!r}."
         )
+    if not isinstance(rematerialize, bool | None):
+        try:
+            is_number = operator.index(rematerialize) >= 2
+        except TypeError:
+            is_number = False
+        if not is_number:
+            raise ValueError(
+                "rematerialize must be True, False, None or a number of segments >= 2: got "
+                f"{rematerialize!r}."
+            )
     if loss not in (None, "shares", "whole"):
         raise ValueError(
             f"loss must be None, 'shares' or 'whole': got {loss!r}. With None the first batch "

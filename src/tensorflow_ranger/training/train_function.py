@@ -1,7 +1,6 @@
 """The train function that `microbatch` gives a model: it cuts a batch, retries and measures."""
 
 import contextlib
-import dataclasses
 import functools
 import gc
 import logging
@@ -14,7 +13,6 @@ from tensorflow_ranger.accumulation.momentum_fold import MomentumFold
 from tensorflow_ranger.backend import arrays, keras_internals, replicas, steps
 from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.batch_size import noise_scale
-from tensorflow_ranger.batch_size.plan import MicrobatchPlan
 from tensorflow_ranger.batch_size.size_policy import WHOLE, FixedSize, SearchedSize
 from tensorflow_ranger.checks import arguments
 from tensorflow_ranger.distribution.reduction import merged_gradients, require_replicas
@@ -22,6 +20,8 @@ from tensorflow_ranger.multitask.task_buffer import TaskBuffer
 from tensorflow_ranger.training.batch_step import BatchStep
 from tensorflow_ranger.training.model_state import attached, tasks_of
 from tensorflow_ranger.training.padding import Padding
+from tensorflow_ranger.training.rematerialization.rematerialization import Rematerialization
+from tensorflow_ranger.training.shown_plan import ShownPlan
 from tensorflow_ranger.training.step_statistics import StepStatistics
 from tensorflow_ranger.training.task_losses import (
     require_single_update,
@@ -47,6 +47,8 @@ class TrainFunction:
         may_fold: Whether the momentum of SGD may hold the sum where that is exact.
         padding: Number that stands behind the end of each sample, or None to take samples as long
             as they are given.
+        rematerialize: True, False, a number of segments, or None for only where one sample does not
+            fit otherwise: see `microbatch`.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class TrainFunction:
         loop=None,
         may_fold=True,
         padding=None,
+        rematerialize=False,
     ):
         self._model = model
         self.loss = loss
@@ -67,15 +70,15 @@ class TrainFunction:
         self._may_fold = may_fold
         self.padding = padding
         self._is_inert = False
+        self._rematerialize = rematerialize
+        self._limit = limit
         self._dtype = arguments.accumulator_dtype(accumulator_dtype)
         self.noise: StepStatistics | None = None
         self.is_whole = size == WHOLE
         self._is_searched = size == "auto"
         self._sizes = SearchedSize(limit) if self._is_searched else FixedSize(size)
-        self._whole_reason: str | None = None
-        self._trimmed: str | None = None
-        self._shown: MicrobatchPlan | None = None
-        self._show_plan()
+        self._plan = ShownPlan(model)
+        self._plan.show(self._sizes.plan)
 
     @staticmethod
     def of(model):
@@ -126,6 +129,7 @@ class TrainFunction:
             "torch": lambda data: self._run_batch(None, data[0], "all")[0],
         }
         require_replicas(model.variables)
+        Rematerialization.require_no_scope(model)
         self._require_python_loop()
         if self._is_searched and replicas.in_lockstep(model.variables):
             raise ValueError(
@@ -173,17 +177,15 @@ class TrainFunction:
     def _run_batch(self, state, data, rows):
         data = keras.utils.unpack_x_y_sample_weight(steps.without_optionals(data))
         samples = _samples(data)
-        phases, step = self._step_for(data)
-        self._check_padding(state, data)
-        step.require_rows(samples)
-        sizes = self._sizes
-        memory_of = functools.partial(step.memory, state, data) if steps.KNOWS_MEMORY else None
-        sizes.begin(samples, _bytes_in_use, memory_of)
-        self._show_plan()
         rows = samples if rows == "all" else rows
+        self._step_for(data)
+        self._check_padding(state, data)
         while True:
-            size = min(sizes.size, samples)
-            begun = _start_clock() if sizes.is_timed(samples) else None
+            phases, step = self._step_for(data)
+            step.require_rows(samples)
+            self._begin(step, state, data, samples)
+            size = min(self._sizes.size, samples)
+            begun = _start_clock() if self._sizes.is_timed(samples) else None
             try:
                 with self._merged():
                     logs, state = step.run(state, data, size, rows)
@@ -195,51 +197,58 @@ class TrainFunction:
                         f"Out of memory with micro-batches of {size} on this process, and others "
                         "train on the same batch with it: use a smaller one."
                     ) from error
-                sizes.failed(size, error)
-                self._show_plan()
+                self._take_less(size, error)
             else:
-                sizes.succeeded(size, *_measured(begun, logs))
-                self._show_plan()
+                self._sizes.succeeded(size, *_measured(begun, logs))
+                self._plan.show(self._sizes.plan)
                 if size < samples:
-                    self._show_loss(phases.compiled_losses.whole_reason)
-                self._show_cells(phases.padding, data, size)
+                    self._plan.note_loss(phases.compiled_losses.whole_reason)
+                self._plan.note_cells(phases.padding, data, size)
+                self._plan.note_rematerialization(phases.rematerialization)
                 if not step.is_settled:
                     self._steps.clear()
                 return logs, state
             gc.collect()  # frees what the failed pass held, once its error is gone
 
-    def _show_plan(self):
-        # Keras looks at every attribute that a model is given: not for each batch.
-        plan = self._sizes.plan
-        if self._shown is not plan:
-            self._shown = plan
-            self._model.microbatch_plan = dataclasses.replace(
-                plan, loss=self._whole_reason, padding=self._trimmed
-            )
+    def _begin(self, step, state, data, samples):
+        memory_of = functools.partial(step.memory, state, data) if steps.KNOWS_MEMORY else None
+        try:
+            self._sizes.begin(samples, _bytes_in_use, memory_of)
+        except MemoryError:
+            self._fit_one_sample()
+            _, step = self._step_for(data)
+            self._begin(step, state, data, samples)
+        self._plan.show(self._sizes.plan)
 
-    def _show_loss(self, reason):
-        if self._whole_reason is not None or reason is None:
-            return
-        self._whole_reason = (
-            f"The loss is computed on the outputs of the whole batch, since {reason}: that is "
-            "exact, and takes one more forward pass."
-        )
+    def _take_less(self, size, error):
+        try:
+            self._sizes.failed(size, error)
+        except MemoryError:
+            self._fit_one_sample()
+        self._plan.show(self._sizes.plan)
+
+    def _fit_one_sample(self):
+        """Go on with rematerialization, or raise the `MemoryError` that is being handled."""
+        if self._rematerialize is not None:
+            raise
+        self._rematerialize = True
         _logger.warning(
-            "%s loss='shares' takes the micro-batches' losses in its place.", self._whole_reason
+            "One sample does not fit the memory: the backward pass runs layers again from now on."
         )
-        self._shown = None
-        self._show_plan()
-
-    def _show_cells(self, padding, data, size):
-        if padding is None or self._trimmed is not None:
+        if self._is_searched:
+            self._sizes = SearchedSize(self._limit)
+        if not steps.ADDS_IN_PLACE:
+            self._steps.clear()
             return
-        padded, computed = padding.cells_of(data, size)
-        self._trimmed = (
-            f"{computed} of the first batch's {padded} padded time steps are computed "
-            f"({computed / padded:.0%})."
-        )
-        self._shown = None
-        self._show_plan()
+        for key, step in self._steps.items():  # what they have added to the momentum stays
+            self._phases[key].rematerialization = self._make_rematerialization()
+            step.prepare_again()
+
+    def _make_rematerialization(self):
+        if self._rematerialize in (None, False):
+            return None
+        count = None if self._rematerialize is True else int(self._rematerialize)
+        return Rematerialization(self._model, count)
 
     def _step_for(self, data):
         # Which leaves are there decides what a step computes.
@@ -256,7 +265,15 @@ class TrainFunction:
             tasks = resolved_tasks(model)
             accumulator = self._make_accumulator(tasks)
             padding = self._padding_for(compiled)
-            phases = BatchStep(model, accumulator, tasks, self.noise, self.loss, padding)
+            phases = BatchStep(
+                model,
+                accumulator,
+                tasks,
+                self.noise,
+                self.loss,
+                padding,
+                self._make_rematerialization(),
+            )
             self._check_metrics(phases)
             loop = "host" if phases.has_own_metrics else steps.default_loop(compiled)
             self._steps[key] = steps.make_step(phases, self._loop or loop, compiled)

@@ -18,10 +18,13 @@ class TwoPasses(ForwardPasses):
         tasks: `Tasks` whose gradients are summed apart, or None.
         loss: "shares", "whole", or None to decide: see `microbatch`.
         padding: `Padding` that cuts the batches, or None.
+        rematerialization: `Rematerialization` of the model, or None.
     """
 
-    def __init__(self, model, accumulator, tasks=None, loss=None, padding=None):
-        super().__init__(model, tasks, loss, padding)
+    def __init__(
+        self, model, accumulator, tasks=None, loss=None, padding=None, rematerialization=None
+    ):
+        super().__init__(model, tasks, loss, padding, rematerialization)
         self.accumulator = accumulator
         self._loss_has_gradient = []
 

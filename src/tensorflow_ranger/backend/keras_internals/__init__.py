@@ -6,6 +6,13 @@ Nothing else in this package imports a private module of Keras, or reads, assign
 private attribute of its objects.
 """
 
+from tensorflow_ranger.backend.keras_internals.calls import call_state as call_state
+from tensorflow_ranger.backend.keras_internals.calls import calling_by as calling_by
+from tensorflow_ranger.backend.keras_internals.calls import graph_of as graph_of
+from tensorflow_ranger.backend.keras_internals.calls import hand_on_losses as hand_on_losses
+from tensorflow_ranger.backend.keras_internals.calls import in_call_state as in_call_state
+from tensorflow_ranger.backend.keras_internals.calls import made_under_remat_scope as made_under_remat_scope
+from tensorflow_ranger.backend.keras_internals.calls import nodes_of as nodes_of
 from tensorflow_ranger.backend.keras_internals.draws import drawing_by as drawing_by
 from tensorflow_ranger.backend.keras_internals.draws import drawing_device as drawing_device
 from tensorflow_ranger.backend.keras_internals.draws import drawn_seed as drawn_seed

@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tensorflow_ranger.backend.phases import Added
 from tensorflow_ranger.backend.tensorflow.arrays import squared_norm
+from tensorflow_ranger.backend.tensorflow.replay import recorded_by
 
 
 def current_values(variables):
@@ -29,7 +30,7 @@ def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
     own = [weight.value for weight in phases.weights]
     if weights is not None:
         own = [o if v is None else v for o, v in zip(own, weights, strict=True)]
-    with tf.GradientTape(persistent=phases.losses > 1) as tape:
+    with tf.GradientTape(persistent=phases.losses > 1) as tape, recorded_by(tape):
         tape.watch([*(v for v in weights or [] if v is not None), *(inputs or [])])
         loss, aux = share(weights) if inputs is None else share(weights, inputs)
     inputs = inputs or []

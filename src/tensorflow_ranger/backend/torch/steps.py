@@ -142,6 +142,10 @@ class Step:
         self._unfinished = False
         return logs, None
 
+    def prepare_again(self):
+        """Learn from the next micro-batch anew; a batch on its way goes on."""
+        self._prepared = False
+
     @property
     def is_settled(self):
         """Whether all is known that decides what the step computes."""

@@ -1,0 +1,1 @@
+"""Rematerialization: forward passes of which the backward pass repeats parts."""

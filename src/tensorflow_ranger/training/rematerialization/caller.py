@@ -1,0 +1,49 @@
+"""Runs the chosen parts of a model's forward pass as segments that the backward pass repeats."""
+
+import keras
+
+from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.training.rematerialization.segment import (
+    Segment,
+    needed_by,
+    outputs_of,
+    run_nodes,
+)
+
+
+class SegmentCaller:
+    """Answers what `keras_internals.calling_by` asks.
+
+    Args:
+        graphs: Dict from the id of a `keras.Function` to its segments: pairs ``(start, stop)`` of
+            places among its nodes.
+        layers: Ids of the layers whose every call is a segment.
+    """
+
+    def __init__(self, graphs, layers):
+        self._graphs = graphs
+        self._layers = layers
+
+    def call_layer(self, layer, args, kwargs, call):
+        """Call a layer, as a segment if it is to be one."""
+        if id(layer) not in self._layers:
+            return call(*args, **kwargs)
+        return Segment.of_call(layer, args, kwargs, call).replayed()
+
+    def run_graph(self, graph, inputs, operation_fn, run):
+        """Run a graph, in segments if it is to have any; tensors go as soon as no node needs them.
+
+        Keras holds on to what each node makes until the last one has run.
+        """
+        nodes = keras_internals.nodes_of(graph)
+        values = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs), strict=True))
+        done = 0
+        for start, stop in [*self._graphs.get(id(graph), ()), (len(nodes), len(nodes))]:
+            run_nodes(nodes[done:start], values, operation_fn, needed_by(nodes[start:], graph))
+            if start < stop:
+                segment, results = Segment.of_nodes(nodes[start:stop], graph, values, operation_fn)
+                values.update(zip(results, segment.replayed(), strict=True))
+                later = needed_by(nodes[stop:], graph)
+                values = {key: value for key, value in values.items() if key in later}
+            done = stop
+        return outputs_of(graph, values)

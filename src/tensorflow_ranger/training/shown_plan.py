@@ -1,0 +1,63 @@
+"""What a model's `microbatch_plan` shows: the size in use, and what else was found about batches."""
+
+import dataclasses
+import logging
+
+_logger = logging.getLogger("tensorflow_ranger")
+
+
+class ShownPlan:
+    """Keeps the attribute `microbatch_plan` of a model up to date.
+
+    Args:
+        model: The Keras model.
+    """
+
+    def __init__(self, model):
+        self._model = model
+        self._notes: dict[str, str] = {}
+        self._shown = None
+
+    def show(self, plan):
+        """Show the `MicrobatchPlan`, with the notes."""
+        # Keras looks at every attribute that a model is given: not for each batch.
+        if self._shown is not plan:
+            self._shown = plan
+            self._model.microbatch_plan = dataclasses.replace(plan, **self._notes)
+
+    def note_loss(self, reason):
+        """Tell once why the loss is computed for the whole batch, if `reason` is not None."""
+        if "loss" in self._notes or reason is None:
+            return
+        text = (
+            f"The loss is computed on the outputs of the whole batch, since {reason}: that is "
+            "exact, and takes one more forward pass."
+        )
+        _logger.warning(
+            "%s loss='shares' takes the micro-batches' losses in its place.", text
+        )
+        self._note("loss", text)
+
+    def note_cells(self, padding, data, size):
+        """Tell once how many time steps of a first batch are computed, if it is trimmed at all."""
+        if padding is None or "padding" in self._notes:
+            return
+        padded, computed = padding.cells_of(data, size)
+        self._note(
+            "padding",
+            f"{computed} of the first batch's {padded} padded time steps are computed "
+            f"({computed / padded:.0%}).",
+        )
+
+    def note_rematerialization(self, rematerialization):
+        """Tell once what the backward pass runs again, if it does."""
+        if rematerialization is not None and rematerialization.summary is not None:
+            if self._notes.get("rematerialization") != rematerialization.summary:
+                self._note("rematerialization", rematerialization.summary)
+
+    def _note(self, name, text):
+        plan = self._shown
+        self._notes[name] = text
+        self._shown = None
+        if plan is not None:
+            self.show(plan)

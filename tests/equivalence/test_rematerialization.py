@@ -1,0 +1,178 @@
+"""A backward pass that runs layers again gives the weights, seeds and state that it gives anyway."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import tensorflow_ranger as ranger
+from tests.models import fit
+
+BACKEND = keras.config.backend()
+BATCH, SIZE, EPOCHS = 8, 3, 10  # 20 updates, and a remainder
+LENGTH, FEATURES = 5, 6
+MODES = {
+    "torch": [{"jit_compile": False}],
+    "jax": [{"jit_compile": True}, {"run_eagerly": True}],
+    "tensorflow": [{"jit_compile": False}, {"jit_compile": True}, {"run_eagerly": True}],
+}[BACKEND]
+
+
+class Branching(layers.Layer):
+    """Looks at `training`, takes a keyword argument, returns two tensors, and adds a loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(FEATURES, use_bias=False)
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x, shift=None, training=False):
+        if not training:
+            return x, x
+        self.calls.assign_add(1.0)
+        y = ops.softsign(self.dense(x))
+        self.add_loss(1e-3 * ops.sum(y * y))
+        return x + y, y if shift is None else y + shift
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.hidden = [layers.Dense(8, activation="softsign") for _ in range(3)]
+        self.drop = layers.Dropout(0.2)
+        self.norm = layers.BatchNormalization(momentum=0.5)
+        self.last = layers.Dense(2)
+
+    def build(self, shape):
+        self.call(keras.KerasTensor(shape))
+
+    def call(self, x, training=None):
+        x = ops.reshape(x, (-1, LENGTH * FEATURES))
+        for layer in self.hidden:
+            x = self.drop(layer(x), training=training)
+        return self.last(self.norm(x, training=training))
+
+
+def functional(body):
+    inputs = keras.Input((LENGTH, FEATURES))
+    return keras.Model(inputs, layers.Dense(2)(body(inputs)))
+
+
+def residual(x):
+    x = layers.Flatten()(x)
+    for seed in (None, 3, None):
+        y = layers.Dense(
+            x.shape[-1],
+            activation="tanh",
+            kernel_regularizer="l2",
+            activity_regularizer=keras.regularizers.L2(1e-3),
+        )(x)
+        y = layers.BatchNormalization(momentum=0.5)(y)
+        x = layers.Dropout(0.3, seed=seed)(y) + x
+    return x
+
+
+def recurrent(x):
+    x = layers.LSTM(4, dropout=0.3, recurrent_dropout=0.2, return_sequences=True)(x)
+    return layers.Bidirectional(layers.GRU(4, dropout=0.2))(x)
+
+
+def attention(x):
+    for _ in range(2):
+        x = layers.MultiHeadAttention(2, 3, dropout=0.3)(x, x) + x
+        x = layers.LayerNormalization()(x)
+    return layers.GlobalAveragePooling1D()(x)
+
+
+def masked(x):
+    x = layers.Masking()(x)
+    x = layers.LSTM(4, return_sequences=True)(x)
+    x = layers.Dropout(0.2)(x)
+    return layers.GlobalAveragePooling1D()(layers.Dense(4)(x))
+
+
+def branching(x):
+    branch = Branching()  # called twice, with the same weights
+    x, shift = branch(x)
+    x, y = branch(x, shift=shift)
+    return layers.Flatten()(layers.Concatenate()([x, y]))
+
+
+def nested(x):
+    inner = keras.Sequential([keras.Input((FEATURES,)), layers.Dense(6, "tanh"), layers.Dropout(0.2)])
+    whole = keras.Sequential([keras.Input((FEATURES,)), inner, layers.Dense(6), inner])
+    return whole(layers.Flatten()(layers.Conv1D(2, 3)(x)))
+
+
+def two_inputs_and_outputs():
+    numbers = keras.Input((LENGTH, FEATURES), name="numbers")
+    words = keras.Input((LENGTH,), dtype="int32", name="words")
+    x = layers.Embedding(7, FEATURES, mask_zero=True)(words) + numbers
+    x = layers.Dropout(0.2)(layers.Dense(8, "tanh")(x))
+    first = layers.Dense(2, name="first")(layers.GlobalAveragePooling1D()(x))
+    second = layers.Dense(2, name="second")(layers.GlobalMaxPooling1D()(x))
+    return keras.Model([numbers, words], [first, second])
+
+
+CASES = {
+    "residual": lambda: functional(residual),
+    "recurrent": lambda: functional(recurrent),
+    "attention": lambda: functional(attention),
+    "masked": lambda: functional(masked),
+    "branching": lambda: functional(branching),
+    "nested": lambda: functional(nested),
+    "two inputs and outputs": two_inputs_and_outputs,
+    "subclassed": Subclassed,
+}
+
+
+def trained(make, rematerialize, size=SIZE, **settings):
+    keras.utils.set_random_seed(1)
+    model = make()
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2 * BATCH, LENGTH, FEATURES)), rng.normal(size=(2 * BATCH, 2))
+    x[3, 2:] = x[9, 4:] = 0.0
+    if isinstance(model, Subclassed):
+        model(x)
+    elif len(model.inputs) == 2:
+        x, y = [x, rng.integers(0, 7, x.shape[:2])], [y, y[:, ::-1]]
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse", **settings)
+    ranger.microbatch(model, size, rematerialize=rematerialize)
+    history = fit(model, x, y, BATCH, epochs=EPOCHS)
+    return model, history.history["loss"]
+
+
+def assert_same_training(make, rematerialize, tolerance=0 if BACKEND == "torch" else 1e-12, **settings):
+    expected, losses = trained(make, False, **settings)
+    actual, own_losses = trained(make, rematerialize, **settings)
+    pairs = zip(actual.variables, expected.variables, strict=True)
+    for variable, other in [*pairs, *zip(actual.optimizer.variables, expected.optimizer.variables)]:
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(variable),
+            ops.convert_to_numpy(other),
+            rtol=tolerance,
+            atol=tolerance,
+            err_msg=variable.path,
+        )
+    np.testing.assert_allclose(own_losses, losses, rtol=max(tolerance, 1e-15))
+    return actual
+
+
+@pytest.mark.parametrize("settings", MODES, ids=lambda settings: next(iter(settings)))
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.usefixtures("float64")
+def test_the_weights_are_those_of_a_backward_pass_that_keeps_everything(case, settings):
+    # Keras' attention computes in float32 on JAX.
+    tolerance = {"tolerance": 1e-6} if (case, BACKEND) == ("attention", "jax") else {}
+    model = assert_same_training(CASES[case], 4, **tolerance, **settings)
+    assert "layers' calls again" in model.microbatch_plan.rematerialization
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.usefixtures("float64")
+def test_a_number_of_segments_can_be_given(count):
+    model = assert_same_training(CASES["residual"], count, **MODES[0])
+    assert f"in {count - 1} segments" in model.microbatch_plan.rematerialization

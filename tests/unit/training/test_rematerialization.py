@@ -1,0 +1,111 @@
+"""When the backward pass runs layers again, and what that saves."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import tensorflow_ranger as ranger
+from tests.models import assert_same_weights, fit, temporaries
+
+BACKEND = keras.config.backend()
+only_jax = pytest.mark.skipif(BACKEND != "jax", reason="only XLA on JAX tells what it allocates")
+
+
+def deep(dropout=0.2, blocks=24, width=64):
+    keras.utils.set_random_seed(0)
+    inputs = x = keras.Input((32, width))
+    for _ in range(blocks):
+        y = layers.LayerNormalization()(x)
+        y = layers.Dense(2 * width, activation="gelu")(y)
+        x = layers.Dropout(dropout)(layers.Dense(width)(y)) + x
+    outputs = layers.Dense(1)(layers.GlobalAveragePooling1D()(x))
+    model = keras.Model(inputs, outputs)
+    model.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=BACKEND == "jax")
+    return model
+
+
+def data(samples=16, width=64):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(samples, 32, width)).astype("float32")
+    return x, x[:, 0, :1]
+
+
+@only_jax
+def test_memory_of_a_deep_model_is_a_third():
+    x, y = data()
+    kept = temporaries(ranger.microbatch(deep(), 8, rematerialize=False), x, y, 8)
+    replayed = temporaries(ranger.microbatch(deep(), 8, rematerialize=True), x, y, 8)
+    assert replayed < 0.35 * kept
+
+
+@only_jax
+def test_a_limit_below_one_sample_is_kept_by_running_layers_again(caplog):
+    x, y = data()
+    model, expected = deep(), ranger.microbatch(deep(), 1)
+    step = ranger.microbatch(deep(), 1, rematerialize=False)
+    fit(step, x, y, 16)
+    needed = step.make_train_function.__self__
+    _, one = needed._step_for((x, y, None))
+    limit = one.memory(model._get_jax_state(True, True, True, True), (x, y, None), 1) - 1
+    ranger.microbatch(model, "auto", memory_limit=limit)
+    fit(model, x, y, 16, epochs=3)
+    fit(expected, x, y, 16, epochs=3)
+    assert "runs layers again" in caplog.text
+    assert "calls again" in str(model.microbatch_plan)
+    assert all(c.memory <= limit for c in model.microbatch_plan.candidates if c.fits)
+    assert_same_weights(model, expected, 1e-5)
+
+
+@only_jax
+def test_without_rematerialization_such_a_limit_is_an_error():
+    x, y = data()
+    model = ranger.microbatch(deep(), "auto", memory_limit="1MB", rematerialize=False)
+    with pytest.raises(MemoryError, match="memory_limit must hold one sample"):
+        fit(model, x, y, 16)
+
+
+@pytest.mark.parametrize("value", [1, 0, -1, 2.5, "yes"])
+def test_another_number_of_segments_is_refused(value):
+    with pytest.raises(ValueError, match="a number of segments >= 2"):
+        ranger.microbatch(deep(blocks=1), 4, rematerialize=value)
+
+
+def test_layers_that_keras_would_run_again_are_refused():
+    with keras.RematScope(mode="full"):
+        model = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="again")])
+    model.compile("sgd", "mse", jit_compile=BACKEND == "jax")
+    ranger.microbatch(model, 2)
+    with pytest.raises(ValueError, match=r"keras\.RematScope, got \[.*'again'"):
+        fit(model, np.ones((4, 3)), np.ones((4, 2)), 4)
+
+
+def test_the_plan_tells_what_is_run_again():
+    x, y = data()
+    model = ranger.microbatch(deep(blocks=4), 4, rematerialize=3)
+    assert model.microbatch_plan.rematerialization is None
+    fit(model, x, y, 16)
+    text = str(model.microbatch_plan)
+    assert "in 2 segments: it keeps about" in text
+    fit(ranger.microbatch(model, 4), x, y, 16)
+    assert model.microbatch_plan.rematerialization is None
+
+
+def test_a_table_and_a_stateful_layer_are_run_once():
+    keras.utils.set_random_seed(0)
+    words = keras.Input(batch_shape=(8, 5), dtype="int32")
+    x = layers.Embedding(9, 4)(words)
+    x = layers.GRU(4, stateful=True)(x)
+    for _ in range(6):
+        x = layers.Dense(4, activation="softsign")(x)
+    model = keras.Model(words, x)
+    model.compile("sgd", "mse", jit_compile=BACKEND == "jax")
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 9, (16, 5)), rng.normal(size=(16, 4))
+    expected = keras.models.clone_model(model)
+    expected.set_weights(model.get_weights())
+    expected.compile("sgd", "mse", jit_compile=BACKEND == "jax")
+    fit(ranger.microbatch(model, 4, rematerialize=3), x, y, 8, epochs=2)
+    fit(ranger.microbatch(expected, 4, rematerialize=False), x, y, 8, epochs=2)
+    assert "of 8 layers' calls" in model.microbatch_plan.rematerialization
+    assert_same_weights(model, expected)
