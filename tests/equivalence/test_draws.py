@@ -145,3 +145,20 @@ def test_a_loss_computed_once_sees_the_draws_of_plain_fit(float64, once_each):
 
     expected = once_each("dense", lambda: whole(dense))
     assert_same_weights(made(7, "whole"), expected, TOLERANCE)
+
+
+class Penalty(layers.Layer):
+    """Adds a loss that is a sum over samples."""
+
+    def call(self, x):
+        self.add_loss(1e-2 * ops.sum(x * x))
+        return x
+
+
+def penalized(x):
+    return layers.Dropout(0.3)(Penalty()(layers.Flatten()(x)))
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_summed_loss_of_a_layer_beside_draws_is_that_of_the_whole_batch():
+    assert_same_weights(trained(penalized, 7), whole(penalized), TOLERANCE)

@@ -1,4 +1,4 @@
-"""A backward pass that runs layers again gives the weights, seeds and state that it gives anyway."""
+"""A backward pass that runs layers again gives the same weights, seeds and state."""
 
 import keras
 import numpy as np
@@ -102,7 +102,9 @@ def branching(x):
 
 
 def nested(x):
-    inner = keras.Sequential([keras.Input((FEATURES,)), layers.Dense(6, "tanh"), layers.Dropout(0.2)])
+    inner = keras.Sequential(
+        [keras.Input((FEATURES,)), layers.Dense(6, "tanh"), layers.Dropout(0.2)]
+    )
     whole = keras.Sequential([keras.Input((FEATURES,)), inner, layers.Dense(6), inner])
     return whole(layers.Flatten()(layers.Conv1D(2, 3)(x)))
 
@@ -145,11 +147,16 @@ def trained(make, rematerialize, size=SIZE, **settings):
     return model, history.history["loss"]
 
 
-def assert_same_training(make, rematerialize, tolerance=0 if BACKEND == "torch" else 1e-12, **settings):
+def assert_same_training(
+    make, rematerialize, tolerance=0 if BACKEND == "torch" else 1e-12, **settings
+):
     expected, losses = trained(make, False, **settings)
     actual, own_losses = trained(make, rematerialize, **settings)
     pairs = zip(actual.variables, expected.variables, strict=True)
-    for variable, other in [*pairs, *zip(actual.optimizer.variables, expected.optimizer.variables)]:
+    for variable, other in [
+        *pairs,
+        *zip(actual.optimizer.variables, expected.optimizer.variables, strict=True),
+    ]:
         np.testing.assert_allclose(
             ops.convert_to_numpy(variable),
             ops.convert_to_numpy(other),

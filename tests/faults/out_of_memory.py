@@ -46,7 +46,10 @@ def wide():
 
 
 def deep():
-    """Return layers that make 40 MB of a sample each, more than the allocator would keep for later, and a batch of two."""
+    """Return layers that make 40 MB of a sample each, and a batch of two.
+
+    That is more than an allocator keeps for later.
+    """
     layers = [keras.layers.Dense(8, activation="tanh") for _ in range(DEPTH)]
     last = [keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1)]
     model = keras.Sequential([keras.Input((None, 8)), *layers, *last])

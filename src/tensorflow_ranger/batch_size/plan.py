@@ -54,7 +54,9 @@ class MicrobatchPlan:
             mark = "yes" if candidate.size == self.chosen else ""
             mark = mark if candidate.fits else "does not fit"
             lines.append(f"{candidate.size:>12} {memory:>12} {seconds:>12}  {mark}".rstrip())
-        notes = [note for note in (self.loss, self.padding, self.rematerialization) if note is not None]
+        notes = [
+            note for note in (self.loss, self.padding, self.rematerialization) if note is not None
+        ]
         return "\n".join([*lines, self.reason, *notes])
 
 

@@ -34,7 +34,7 @@ class CallScope(keras.StatelessScope):
 
     def __init__(self, mapping, weights=(), draws=None):
         super().__init__(mapping, collect_losses=True)
-        self._token = None
+        self._token: Any = None
         self._weights = {id(weight) for weight in weights}
         self._assigned = {}
         self.draws: Any = draws

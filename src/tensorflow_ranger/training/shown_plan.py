@@ -1,4 +1,4 @@
-"""What a model's `microbatch_plan` shows: the size in use, and what else was found about batches."""
+"""What a model's `microbatch_plan` shows: the size in use, and notes about batches."""
 
 import dataclasses
 import logging
@@ -33,9 +33,7 @@ class ShownPlan:
             f"The loss is computed on the outputs of the whole batch, since {reason}: that is "
             "exact, and takes one more forward pass."
         )
-        _logger.warning(
-            "%s loss='shares' takes the micro-batches' losses in its place.", text
-        )
+        _logger.warning("%s loss='shares' takes the micro-batches' losses in its place.", text)
         self._note("loss", text)
 
     def note_cells(self, padding, data, size):
@@ -51,9 +49,9 @@ class ShownPlan:
 
     def note_rematerialization(self, rematerialization):
         """Tell once what the backward pass runs again, if it does."""
-        if rematerialization is not None and rematerialization.summary is not None:
-            if self._notes.get("rematerialization") != rematerialization.summary:
-                self._note("rematerialization", rematerialization.summary)
+        text = None if rematerialization is None else rematerialization.summary
+        if text != self._notes.get("rematerialization"):
+            self._note("rematerialization", text)
 
     def _note(self, name, text):
         plan = self._shown

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import gc
 import logging
-import time
 
 import keras
 
@@ -17,6 +16,13 @@ from tensorflow_ranger.batch_size.size_policy import WHOLE, FixedSize, SearchedS
 from tensorflow_ranger.checks import arguments
 from tensorflow_ranger.distribution.reduction import merged_gradients, require_replicas
 from tensorflow_ranger.multitask.task_buffer import TaskBuffer
+from tensorflow_ranger.training.batch_measures import (
+    bytes_in_use,
+    measured,
+    rows_known_to_graph,
+    samples_of,
+    start_clock,
+)
 from tensorflow_ranger.training.batch_step import BatchStep
 from tensorflow_ranger.training.model_state import attached, tasks_of
 from tensorflow_ranger.training.padding import Padding
@@ -152,7 +158,7 @@ class TrainFunction:
             )
 
     def _run_from_tensorflow_iterator(self, iterator):
-        rows = _rows_known_to_graph(iterator, self._model)
+        rows = rows_known_to_graph(iterator, self._model)
         return self._run_from_iterator(None, iterator, rows)[0]
 
     def _run_from_iterator(self, state, iterator, rows: int | str | None = "all"):
@@ -176,7 +182,7 @@ class TrainFunction:
 
     def _run_batch(self, state, data, rows):
         data = keras.utils.unpack_x_y_sample_weight(steps.without_optionals(data))
-        samples = _samples(data)
+        samples = samples_of(data)
         rows = samples if rows == "all" else rows
         self._step_for(data)
         self._check_padding(state, data)
@@ -185,7 +191,7 @@ class TrainFunction:
             step.require_rows(samples)
             self._begin(step, state, data, samples)
             size = min(self._sizes.size, samples)
-            begun = _start_clock() if self._sizes.is_timed(samples) else None
+            begun = start_clock() if self._sizes.is_timed(samples) else None
             try:
                 with self._merged():
                     logs, state = step.run(state, data, size, rows)
@@ -199,7 +205,7 @@ class TrainFunction:
                     ) from error
                 self._take_less(size, error)
             else:
-                self._sizes.succeeded(size, *_measured(begun, logs))
+                self._sizes.succeeded(size, *measured(begun, logs))
                 self._plan.show(self._sizes.plan)
                 if size < samples:
                     self._plan.note_loss(phases.compiled_losses.whole_reason)
@@ -213,7 +219,7 @@ class TrainFunction:
     def _begin(self, step, state, data, samples):
         memory_of = functools.partial(step.memory, state, data) if steps.KNOWS_MEMORY else None
         try:
-            self._sizes.begin(samples, _bytes_in_use, memory_of)
+            self._sizes.begin(samples, bytes_in_use, memory_of)
         except MemoryError:
             self._fit_one_sample()
             _, step = self._step_for(data)
@@ -320,44 +326,3 @@ class TrainFunction:
 def _meets_others(phases):
     # A loss of the whole batch is computed by all processes together, in the middle of it.
     return replicas.in_lockstep(phases.weights) or (phases.cuts and replicas.count() > 1)
-
-
-def _bytes_in_use():
-    arrays.reset_peak_memory()
-    return arrays.peak_memory() or 0
-
-
-def _start_clock():
-    arrays.reset_peak_memory()
-    return time.perf_counter()
-
-
-def _measured(begun, logs):
-    """Return the seconds since `begun` and the bytes in use at most, or nothing without a clock."""
-    if begun is None:
-        return ()
-    arrays.wait(next(iter(keras.tree.flatten(logs))))
-    return time.perf_counter() - begun, arrays.peak_memory()
-
-
-def _samples(data):
-    leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
-    counts = {steps.rows(leaf) for leaf in leaves}
-    if len(counts) > 1 or counts == {-1}:
-        raise ValueError(
-            "The arrays of a batch must have one leading axis, its samples: got shapes "
-            f"{[tuple(leaf.shape) for leaf in leaves]}."
-        )
-    return int(counts.pop())
-
-
-def _rows_known_to_graph(iterator, model):
-    # Keras weighs the losses of several outputs by the batch's size where its graph knows it, and
-    # each batch alike where it does not: its History is to be the same.
-    spec = getattr(iterator, "element_spec", None)
-    if spec is None or model.run_eagerly:
-        return "all"
-    if replicas.has_several(model.variables):
-        return None
-    shapes = [getattr(leaf, "shape", None) for leaf in keras.tree.flatten(spec)]
-    return next(shape for shape in shapes if shape is not None)[0]

@@ -11,7 +11,9 @@ from tensorflow_ranger.backend.keras_internals.calls import calling_by as callin
 from tensorflow_ranger.backend.keras_internals.calls import graph_of as graph_of
 from tensorflow_ranger.backend.keras_internals.calls import hand_on_losses as hand_on_losses
 from tensorflow_ranger.backend.keras_internals.calls import in_call_state as in_call_state
-from tensorflow_ranger.backend.keras_internals.calls import made_under_remat_scope as made_under_remat_scope
+from tensorflow_ranger.backend.keras_internals.calls import (
+    made_under_remat_scope as made_under_remat_scope,
+)
 from tensorflow_ranger.backend.keras_internals.calls import nodes_of as nodes_of
 from tensorflow_ranger.backend.keras_internals.draws import drawing_by as drawing_by
 from tensorflow_ranger.backend.keras_internals.draws import drawing_device as drawing_device

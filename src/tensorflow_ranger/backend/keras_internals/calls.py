@@ -3,19 +3,17 @@
 import contextlib
 import contextvars
 import functools
-import threading
 
 import keras
 from keras.src.backend.common import global_state
+
+from tensorflow_ranger.backend.keras_internals.replaced import Replaced
 
 # What a layer's call finds in Keras' global state: the arguments that it inherits, such as
 # ``training``, the dtype that variables are cast to, and the names of the layers around it.
 _OF_A_CALL = ("current_call_ctx", "autocast_scope", "name_scope_stack")
 
 _caller = contextvars.ContextVar("caller", default=None)
-_lock = threading.Lock()
-_replaced = []
-_open_scopes = 0
 
 
 def graph_of(model):
@@ -91,35 +89,12 @@ def calling_by(caller):
             ``run_graph(graph, inputs, operation_fn, run)``, where ``run()`` runs the graph as Keras
             does, and ``call_layer(layer, args, kwargs, call)`` with ``call(*args, **kwargs)``.
     """
-    _install()
     token = _caller.set(caller)
     try:
-        yield
+        with _asking.scope():
+            yield
     finally:
         _caller.reset(token)
-        _uninstall()
-
-
-def _install():
-    global _open_scopes
-    with _lock:
-        _open_scopes += 1
-        if _open_scopes > 1:
-            return
-        for owner, name, asking in (
-            (keras.Function, "_run_through_graph", _asking_for_graph),
-            (keras.Layer, "__call__", _asking_for_layer),
-        ):
-            _replaced.append((owner, name, vars(owner)[name]))
-            setattr(owner, name, asking(vars(owner)[name]))
-
-
-def _uninstall():
-    global _open_scopes
-    with _lock:
-        _open_scopes -= 1
-        while not _open_scopes and _replaced:
-            setattr(*_replaced.pop())
 
 
 @functools.cache
@@ -150,3 +125,14 @@ def _asking_for_layer(function):
 
 def _copied(value):
     return list(value) if isinstance(value, list) else value
+
+
+_asking = Replaced(
+    lambda: [
+        (owner, name, asking(vars(owner)[name]))
+        for owner, name, asking in (
+            (keras.Function, "_run_through_graph", _asking_for_graph),
+            (keras.Layer, "__call__", _asking_for_layer),
+        )
+    ]
+)

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tensorflow_ranger.backend.phases import Added
 from tensorflow_ranger.backend.tensorflow.arrays import squared_norm
-from tensorflow_ranger.backend.tensorflow.replay import recorded_by
+from tensorflow_ranger.backend.tensorflow.recorder import recorded_by
 
 
 def current_values(variables):

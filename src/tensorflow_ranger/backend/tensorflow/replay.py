@@ -1,23 +1,13 @@
 """TensorFlow: functions that the backward pass runs again, so that it need not keep their work."""
 
-import contextlib
-import contextvars
 import math
+from typing import Any
 
 import tensorflow as tf
 
-_recorder = contextvars.ContextVar("recorder", default=None)
+from tensorflow_ranger.backend.tensorflow.recorder import recorder
+
 _NONE = tf.UnconnectedGradients.ZERO
-
-
-@contextlib.contextmanager
-def recorded_by(tape):
-    """Inside, let `replayed` know the `tf.GradientTape` that must not record what it runs."""
-    token = _recorder.set(tape)
-    try:
-        yield
-    finally:
-        _recorder.reset(token)
 
 
 def replayed(function, inputs, weights):
@@ -28,7 +18,7 @@ def replayed(function, inputs, weights):
         inputs: List of tensors.
         weights: List of floating tensors.
     """
-    tape = _recorder.get()
+    tape: Any = recorder.get()
     if tape is None:
         return function(inputs, weights)
     outputs, count = [], len(inputs)
@@ -43,7 +33,7 @@ def replayed(function, inputs, weights):
             with tf.GradientTape() as inner:
                 inner.watch(_floating(given))
                 again = _floating(function(given[:count], given[count:]))
-            found = iter(inner.gradient(again, _floating(given), slopes, _NONE))
+            found = iter(inner.gradient(again, _floating(given), list(slopes), _NONE))
             return [next(found) if each.dtype.is_floating else None for each in given]
 
         return _floating(outputs), backward

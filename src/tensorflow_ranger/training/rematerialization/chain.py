@@ -55,6 +55,7 @@ class ChainMeasurer:
         nodes = keras_internals.nodes_of(graph)
         values = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs), strict=True))
         for place, node in enumerate(nodes):
+            kept = 0
             is_model = isinstance(node.operation, keras.Model)  # it lists its own
             if not is_model:
                 segment, _ = Segment.of_nodes([node], graph, values, operation_fn)

@@ -1,5 +1,7 @@
 """Which parts of a model's forward pass the backward pass runs again, decided once per model."""
 
+import itertools
+
 from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.batch_size.plan import format_bytes
 from tensorflow_ranger.rules import segments
@@ -55,7 +57,7 @@ class Rematerialization:
         with keras_internals.calling_by(measurer):
             run()
         chain = [link for link in measurer.links if link.may_replay]
-        pairs = zip(chain, chain[1:], strict=False)
+        pairs = itertools.pairwise(chain)
         joins = [*(_may_join(link, following) for link, following in pairs), False]
         kept = [link.kept for link in chain]
         handed_on = [link.handed_on for link in chain]

@@ -1,6 +1,7 @@
 """A part of a model's forward pass as a function that can be run again: the same every time."""
 
 import collections
+import contextlib
 from typing import Any, NamedTuple
 
 import keras
@@ -51,8 +52,8 @@ class Segment:
             values = {key: ops.convert_to_tensor(v.value) for key, v in variables.items()}
         given = [*inputs, *(values[key] for key in self._others)]
         #: What `function` is called with: inputs and values of state, and weights.
-        self.arguments = given, [values[key] for key in self._weights]
-        self._first: _Run | None = None
+        self.arguments: Any = given, [values[key] for key in self._weights]
+        self._first: Any = None  # `_Run`
 
     @classmethod
     def of_call(cls, layer, args, kwargs, call):
@@ -125,8 +126,7 @@ class Segment:
             if mask is not None and keras_internals.get_mask(tensor) is None:
                 keras_internals.set_mask(tensor, mask)
         values = dict(zip([*self._weights, *self._others], [*weights, *state], strict=True))
-        calls = keras_internals.in_call_state(self._state)
-        with calls, keras_internals.calling_by(None), self._begun.begun_again(values) as scope:
+        with self._again(values) as scope:
             nested = self._run(inputs)
             outputs = keras.tree.flatten(nested)
             masks = [keras_internals.get_mask(output) for output in outputs]
@@ -141,6 +141,14 @@ class Segment:
             )
         masks = [mask for mask in masks if mask is not None]
         return list(map(ops.convert_to_tensor, [*outputs, *masks, *assigned, *scope.losses]))
+
+    @contextlib.contextmanager
+    def _again(self, values):
+        # Lists of rows would be collected in the replay, too: tables have dense gradients here.
+        state = keras_internals.in_call_state(self._state)
+        calls, lookups = keras_internals.calling_by(None), keras_internals.looking_up_by(None)
+        with state, calls, lookups, self._begun.begun_again(values) as scope:
+            yield scope
 
 
 def run_nodes(nodes, values, operation_fn, wanted):

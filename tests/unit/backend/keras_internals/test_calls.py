@@ -33,7 +33,9 @@ def test_graph_of():
     functional = model()
     sequential = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
     assert keras_internals.graph_of(functional) is functional
-    assert keras_internals.graph_of(sequential).outputs[0].shape == (None, 2)
+    graph = keras_internals.graph_of(sequential)
+    assert graph is not None
+    assert graph.outputs[0].shape == (None, 2)
     assert keras_internals.graph_of(keras.Model()) is None
 
 
