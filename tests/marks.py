@@ -10,7 +10,10 @@ first = pytest.mark.first
 def thorough_but(quick, values):
     """Return `values` as parameters, of which all but those in `quick` are marked as thorough."""
     return [
-        pytest.param(value, marks=[] if value in quick else [pytest.mark.thorough])
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)),
+            marks=[] if value in quick else [pytest.mark.thorough],
+        )
         for value in values
     ]
 

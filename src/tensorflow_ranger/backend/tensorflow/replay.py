@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from tensorflow_ranger.backend.tensorflow.recorder import recorder
 
+# Their outputs share the memory of their first input.
+_ALIASES = ("ExpandDims", "Identity", "Reshape", "Squeeze", "StopGradient")
 _NONE = tf.UnconnectedGradients.ZERO
 
 
@@ -78,10 +80,17 @@ def bytes_kept(function, inputs, weights):
         made.update(t.name for op in forward if op.type != "Placeholder" for t in op.outputs)
         tape.gradient(outputs, _floating(given))
         for op in graph.get_operations()[len(forward) :]:
-            used.update((tensor.name, tensor) for tensor in op.inputs)
+            tensors = map(_source_of, op.inputs)
+            used.update((tensor.name, tensor) for tensor in tensors)
 
     tf.function(trace, autograph=False).get_concrete_function(inputs, weights)
     return sum(_bytes_of(tensor) for name, tensor in used.items() if name in made)
+
+
+def _source_of(tensor):
+    while tensor.op.type in _ALIASES:
+        tensor = tensor.op.inputs[0]
+    return tensor
 
 
 def _bytes_of(tensor):
