@@ -137,18 +137,20 @@ CASES = {
 }
 
 
-def trained(make, rematerialize, size=SIZE, **settings):
+def trained(make, rematerialize, loss="mse", x=None, padding=None, **settings):
     keras.utils.set_random_seed(1)
     model = make()
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(2 * BATCH, LENGTH, FEATURES)), rng.normal(size=(2 * BATCH, 2))
-    x[3, 2:] = x[9, 4:] = 0.0
+    y = rng.normal(size=(2 * BATCH, 2))
+    if x is None:
+        x = rng.normal(size=(2 * BATCH, LENGTH, FEATURES))
+        x[3, 2:] = x[9, 4:] = 0.0
     if isinstance(model, Subclassed):
         model(x)
     elif len(model.inputs) == 2:
         x, y = [x, rng.integers(0, 7, x.shape[:2])], [y, y[:, ::-1]]
-    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse", **settings)
-    ranger.microbatch(model, size, rematerialize=rematerialize)
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss, **settings)
+    ranger.microbatch(model, SIZE, rematerialize=rematerialize, padding=padding)
     history = fit(model, x, y, BATCH, epochs=EPOCHS)
     return model, history.history["loss"]
 
@@ -194,3 +196,38 @@ def test_the_weights_are_those_of_a_backward_pass_that_keeps_everything(case, mo
 def test_a_number_of_segments_can_be_given(count):
     model = assert_same_training(CASES["residual"], count, **MODES[FIRST])
     assert f"in {count - 1} segments" in model.microbatch_plan.rematerialization
+
+
+def concordant(y_true, y_pred):
+    """Return a number in which all samples of the batch meet."""
+    wanted = ops.sign(y_true[:, None, 0] - y_true[None, :, 0])
+    return ops.mean(ops.softplus(-wanted * (y_pred[:, None, 0] - y_pred[None, :, 0])))
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_loss_of_the_whole_batch():
+    model = assert_same_training(CASES["residual"], 4, loss=concordant, **MODES[FIRST])
+    assert "whole batch" in model.microbatch_plan.loss
+
+
+@pytest.mark.usefixtures("float64")
+def test_several_tasks():
+    def make():
+        return ranger.multitask(two_inputs_and_outputs(), "pcgrad")
+
+    assert_same_training(make, 4, loss=["mse", "mse"], **MODES[FIRST])
+
+
+@pytest.mark.usefixtures("float64")
+def test_trimmed_padding():
+    def make():
+        words = keras.Input((None,), dtype="int32")
+        x = layers.Embedding(7, FEATURES, mask_zero=True)(words)
+        x = layers.Dropout(0.2)(layers.GRU(4, return_sequences=True)(x))
+        x = layers.GlobalAveragePooling1D()(layers.Dense(4, "tanh")(x))
+        return keras.Model(words, layers.Dense(2)(layers.Dense(4, "tanh")(x)))
+
+    rng = np.random.default_rng(0)
+    words = rng.integers(1, 7, (2 * BATCH, LENGTH))
+    words *= np.arange(LENGTH) < rng.integers(1, LENGTH + 1, (2 * BATCH, 1))
+    assert_same_training(make, 3, x=words, padding=0, **MODES[FIRST])
