@@ -40,7 +40,9 @@ def _after(first, inputs):
     if not floating:
         return inputs
     never = floating[0].reshape(-1)[:1].sum() > jnp.inf
-    return [jnp.where(never, jnp.zeros_like(x), x) for x in jax.lax.optimization_barrier(inputs)]
+    return [
+        jnp.where(never, jnp.zeros((), x.dtype), x) for x in jax.lax.optimization_barrier(inputs)
+    ]
 
 
 def _is_floating(tensor):

@@ -35,7 +35,10 @@ def replayed(function, inputs, weights):
             with tf.GradientTape() as inner:
                 inner.watch(_floating(given))
                 again = _floating(function(given[:count], given[count:]))
-            found = iter(inner.gradient(again, _floating(given), list(slopes), _NONE))
+            found = inner.gradient(again, _floating(given), list(slopes), _NONE)
+            # The gradients of weights must not wait while the functions before run again.
+            with tf.control_dependencies(tf.nest.flatten(found, expand_composites=True)):
+                found = iter(tf.nest.map_structure(tf.identity, found, expand_composites=True))
             return [next(found) if each.dtype.is_floating else None for each in given]
 
         return _floating(outputs), backward
@@ -60,7 +63,7 @@ def _after(first, inputs):
     if not first:
         return inputs
     never = tf.reduce_sum(tf.reshape(first[0], [-1])[:1]) > float("inf")
-    return [tf.where(never, tf.zeros_like(x), x) for x in inputs]
+    return [tf.where(never, tf.zeros((), x.dtype), x) for x in inputs]
 
 
 def bytes_kept(function, inputs, weights):

@@ -263,7 +263,10 @@ class Step:
         dense, arrays = lists.open()
         state = fold(add, (dense, loop_state, arrays), batch, size, self._xla)
         dense, loop_state, arrays = state
-        return phases.finish(lists.close(dense, arrays), loop_state, rows)
+        # Metrics count samples, which are known at once: a batch that fails must not be counted.
+        last = [tensor for tensor in tf.nest.flatten((dense, loop_state)) if tensor is not None]
+        with tf.control_dependencies(last):
+            return phases.finish(lists.close(dense, arrays), loop_state, rows)
 
     def _cut_loss(self, sums, loop_state, data, size, totals):
         """Run the samples forward, and the loss of all; return what `Phases.differentiate` does."""
