@@ -156,7 +156,7 @@ class Penalty(layers.Layer):
 
 
 def penalized(x):
-    return layers.Dropout(0.3)(Penalty()(layers.Flatten()(x)))
+    return layers.Dropout(0.3)(Penalty()(layers.Dense(8)(layers.Flatten()(x))))
 
 
 @pytest.mark.usefixtures("float64")
