@@ -40,7 +40,8 @@ class Segment:
     def __init__(self, run, inputs, layers):
         self._run = run
         self._count = len(inputs)
-        self._masks = [keras_internals.get_mask(tensor) for tensor in inputs]
+        masks = [keras_internals.get_mask(tensor) for tensor in inputs]
+        self._masked = [place for place, mask in enumerate(masks) if mask is not None]
         self._layers = [each for layer in layers for each in _with_inner(layer)]
         scope = CallScope.current()
         self._begun = scope.begun_again({})
@@ -50,8 +51,9 @@ class Segment:
         self._others = [key for key in variables if key not in self._weights]
         with keras_internals.in_call_state({}):
             values = {key: ops.convert_to_tensor(v.value) for key, v in variables.items()}
-        given = [*inputs, *(values[key] for key in self._others)]
-        #: What `function` is called with: inputs and values of state, and weights.
+        masks = [mask for mask in masks if mask is not None]
+        given = [*inputs, *masks, *(values[key] for key in self._others)]
+        #: What `function` is called with: inputs, masks and values of state, and weights.
         self.arguments: Any = given, [values[key] for key in self._weights]
         self._first: Any = None  # `_Run`
 
@@ -121,10 +123,10 @@ class Segment:
 
     def function(self, inputs, weights):
         """Return the outputs, their masks, the values assigned and the losses added, as a list."""
-        inputs, state = inputs[: self._count], inputs[self._count :]
-        for tensor, mask in zip(inputs, self._masks, strict=True):
-            if mask is not None and keras_internals.get_mask(tensor) is None:
-                keras_internals.set_mask(tensor, mask)
+        given, inputs = iter(inputs[self._count :]), inputs[: self._count]
+        for place in self._masked:
+            keras_internals.set_mask(inputs[place], next(given))
+        state = list(given)
         values = dict(zip([*self._weights, *self._others], [*weights, *state], strict=True))
         with self._again(values) as scope:
             nested = self._run(inputs)
