@@ -22,6 +22,8 @@ MODES = {
     },
 }[BACKEND]
 FIRST = next(iter(MODES))
+# Batch statistics of three samples enlarge roundings.
+TOLERANCE = {"torch": 0, "jax": 1e-12, "tensorflow": 1e-10}[BACKEND]
 
 
 class Branching(layers.Layer):
@@ -176,16 +178,15 @@ def trained(make, rematerialize, loss="mse", x=None, padding=None, **settings):
         model(x)
     elif len(model.inputs) == 2:
         x, y = [x, rng.integers(0, 7, x.shape[:2])], [y, y[:, ::-1]]
-    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss, **settings)
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.5), loss, **settings)
     ranger.microbatch(model, SIZE, rematerialize=rematerialize, padding=padding)
     history = fit(model, x, y, BATCH, epochs=EPOCHS)
     return model, history.history["loss"]
 
 
-def assert_same_training(
-    make, rematerialize, tolerance=0 if BACKEND == "torch" else 1e-12, **settings
-):
+def assert_same_training(make, rematerialize, tolerance=TOLERANCE, **settings):
     expected, losses = trained(make, False, **settings)
+    assert losses[-1] < losses[0]
     actual, own_losses = trained(make, rematerialize, **settings)
     pairs = zip(actual.variables, expected.variables, strict=True)
     for variable, other in [
