@@ -41,9 +41,9 @@ class SegmentCaller:
         for start, stop in [*self._graphs.get(id(graph), ()), (len(nodes), len(nodes))]:
             run_nodes(nodes[done:start], values, operation_fn, needed_by(nodes[start:], graph))
             if start < stop:
-                segment, results = Segment.of_nodes(nodes[start:stop], graph, values, operation_fn)
-                values.update(zip(results, segment.replayed(), strict=True))
                 later = needed_by(nodes[stop:], graph)
+                segment, results = Segment.of_nodes(nodes[start:stop], values, operation_fn, later)
+                values.update(zip(results, segment.replayed(), strict=True))
                 values = {key: value for key, value in values.items() if key in later}
             done = stop
         return outputs_of(graph, values)

@@ -11,6 +11,7 @@ from tensorflow_ranger.training.rematerialization.segment import (
     needed_by,
     outputs_of,
     run_nodes,
+    with_inner,
 )
 
 
@@ -55,12 +56,12 @@ class ChainMeasurer:
         nodes = keras_internals.nodes_of(graph)
         values = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs), strict=True))
         for place, node in enumerate(nodes):
-            kept = 0
+            kept, later = 0, needed_by(nodes[place + 1 :], graph)
             is_model = isinstance(node.operation, keras.Model)  # it lists its own
             if not is_model:
-                segment, _ = Segment.of_nodes([node], graph, values, operation_fn)
+                segment, _ = Segment.of_nodes([node], values, operation_fn, later)
                 kept = segment.bytes_kept()
-            run_nodes([node], values, operation_fn, needed_by(nodes[place + 1 :], graph))
+            run_nodes([node], values, operation_fn, later)
             if not is_model:
                 handed_on = sum(map(_bytes_of, values.values()))
                 may_replay = _may_replay(node.operation)
@@ -86,7 +87,7 @@ def _may_replay(operation):
     rows that were looked up, and Keras checks the samples of a stateful layer's state while it
     runs.
     """
-    layers = keras_internals.layers_of(operation) if isinstance(operation, keras.Layer) else []
+    layers = with_inner(operation)
     is_stateful = any(getattr(layer, "stateful", False) for layer in layers)
     is_table = any(isinstance(layer, keras.layers.Embedding) for layer in layers)
     return not (is_stateful or is_table or any(arrays.foreign_state(each) for each in layers[:1]))

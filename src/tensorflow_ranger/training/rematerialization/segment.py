@@ -42,7 +42,7 @@ class Segment:
         self._count = len(inputs)
         masks = [keras_internals.get_mask(tensor) for tensor in inputs]
         self._masked = [place for place, mask in enumerate(masks) if mask is not None]
-        self._layers = [each for layer in layers for each in _with_inner(layer)]
+        self._layers = [each for layer in layers for each in with_inner(layer)]
         scope = CallScope.current()
         self._begun = scope.begun_again({})
         self._state = keras_internals.call_state()
@@ -73,21 +73,18 @@ class Segment:
         return cls(run, [leaves[place] for place in places], [layer])
 
     @classmethod
-    def of_nodes(cls, nodes, graph, values, operation_fn):
+    def of_nodes(cls, nodes, values, operation_fn, wanted):
         """Return the segment of some nodes of a graph, and the ids of the tensors it returns.
 
         Args:
             nodes: List of nodes that follow each other.
-            graph: The `keras.Function` that they are of.
             values: Dict from ids of symbolic tensors to tensors, or None for an optional input.
             operation_fn: As in `run_nodes`.
+            wanted: As in `run_nodes`.
         """
         made = {id(output): None for node in nodes for output in node.outputs}
         needed = {id(x): None for node in nodes for x in node.input_tensors if id(x) not in made}
         keys = [key for key in needed if values[key] is not None]
-        inside = {id(node) for node in nodes}
-        others = [node for node in keras_internals.nodes_of(graph) if id(node) not in inside]
-        wanted = needed_by(others, graph)
         results = [key for key in made if key in wanted]
 
         def run(tensors):
@@ -186,7 +183,8 @@ def outputs_of(graph, values):
     )
 
 
-def _with_inner(layer):
+def with_inner(layer):
+    """Return the layers within `layer`, itself first; of another operation there are none."""
     return keras_internals.layers_of(layer) if isinstance(layer, keras.Layer) else []
 
 
