@@ -1,6 +1,7 @@
 """The fan-in of a weight, read from what a layer's output depends on."""
 
 import inspect
+import itertools
 
 import keras
 import numpy as np
@@ -8,7 +9,8 @@ from keras import ops
 
 from tensorflow_ranger.backend import gradients
 
-_ROWS = 3
+_ROWS = 16  # a ReLU leaves most of them without a gradient at one weight or at the other
+_PAIRS = 3
 _UNKNOWN_SIZE = 16  # of an axis that the layer was built without
 
 
@@ -81,10 +83,10 @@ def _axes(layer, variable):
     # Rounding to bfloat16 turns a gradient by less than an angle of 2 ** -7.
     tolerance = 1e-8 if layer.compute_dtype in ("float32", "float64") else 2**-14
     for place in places:
-        rows = [(row, *place) for row in range(_ROWS)]
-        pairs = [(gradient(weight, index), gradient(other, index)) for index in rows]
-        pairs = [pair for pair in pairs if all(slope.any() for slope in pair)]
-        if pairs:
+        rows = ((row, *place) for row in range(_ROWS))
+        pairs = ((gradient(weight, index), gradient(other, index)) for index in rows)
+        pairs = (pair for pair in pairs if all(slope.any() for slope in pair))
+        if pairs := list(itertools.islice(pairs, _PAIRS)):
             return summed_axes(pairs, tolerance)
     return None
 

@@ -165,6 +165,14 @@ def test_a_tag_and_a_name_come_before_the_call():
     assert [variable.fan_in_axes for variable in layer.own] == [(1,), (0,)]
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_units_that_most_samples_leave_inactive(seed):
+    layer = Own(lambda x, w: ops.relu(x @ w - 0.4), w=(6, 4))
+    layer.build((None, 6))
+    layer.own[0].assign(np.random.default_rng(seed).normal(0.0, 0.5, (6, 4)))
+    assert axes_by_call(layer, layer.own[0]) == (0,)
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
 def test_a_call_in_half_precision(policy):
     layer = Own(lambda x, w, v: ops.relu(x @ w) + x @ ops.softmax(v), w=(6, 4), v=(6, 4))
