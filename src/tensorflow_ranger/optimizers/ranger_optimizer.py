@@ -99,7 +99,11 @@ class RangerOptimizer(SavedOptimizer):
         **kwargs,
     ):
         inner_optimizer = inner_optimizers.resolve(
-            inner, learning_rate, momentum, own=_ARGUMENTS, **kwargs
+            inner,
+            learning_rate,
+            momentum,
+            own=inspect.signature(RangerOptimizer).parameters,
+            **kwargs,
         )
         if isinstance(inner_optimizer, RangerOptimizer):
             raise ValueError(
@@ -265,10 +269,8 @@ class RangerOptimizer(SavedOptimizer):
     @property
     def _updated_variables(self):
         own = list(self._window.variables)
-        if self._slow is not None:
-            own += self._slow.variables
-        if self._gauge is not None:
-            own += self._gauge.variables
+        for part in (self._slow, self._gauge):
+            own += [] if part is None else part.variables
         if not self._steps.is_fixed:
             own.append(self._steps.variable)
         return [*self._trained_variables, *own, *self.inner_optimizer.variables]
@@ -345,7 +347,3 @@ class RangerOptimizer(SavedOptimizer):
                 stacklevel=2,
             )
         self._reported_skips = skipped
-
-
-# Suggested for misspelt arguments.
-_ARGUMENTS = tuple(inspect.signature(RangerOptimizer).parameters)

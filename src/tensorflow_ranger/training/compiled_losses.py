@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tensorflow_ranger.backend import keras_internals, replicas
+from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.backend.phases import BatchTotals
 from tensorflow_ranger.training.loss_masses import (
     Masks,
@@ -16,9 +16,10 @@ from tensorflow_ranger.training.loss_masses import (
     value_of,
     values_of,
 )
+from tensorflow_ranger.training.matched_losses import MatchedLosses, undivided
 
 
-class CompiledLosses:
+class CompiledLosses(MatchedLosses):
     """Splits a compiled model's loss into shares whose sum over micro-batches is the batch's loss.
 
     Keras divides a loss by the number of samples, by the unmasked elements (those of the output's
@@ -36,12 +37,10 @@ class CompiledLosses:
     """
 
     def __init__(self, model, tasks=None, kind=None):
-        self.model = model
+        super().__init__(model)
         self._kind = kind
         self.whole_reason = None
         self._tasks = tasks
-        self._compile_loss = keras_internals.compiled_loss(model)
-        self.is_own = type(model).compute_loss is not keras.Model.compute_loss
         self._places = []
         self._divided = []
         self._scalars = []
@@ -49,13 +48,6 @@ class CompiledLosses:
         self._known_names = set()
         self._sums = set()
         self.needs_outputs = False
-
-    @property
-    def losses(self):
-        """Keras' records ``(path, loss, loss_weights, name)`` of the compiled losses."""
-        if self.is_own or self._compile_loss is None:
-            return []
-        return keras_internals.loss_records(self._compile_loss)
 
     @property
     def needs_masses(self):
@@ -89,7 +81,7 @@ class CompiledLosses:
                 by_targets = masks.output is None and ignored_class(loss) is not None
                 self.needs_outputs |= any(m is not None for m in masks) and not by_targets
 
-        self._for_each(look, y, y_pred, sample_weight)
+        self.for_each(look, y, y_pred, sample_weight)
         self._added_names = self._owners_of_added()
         self.whole_reason = self._reason_for_whole()
 
@@ -124,7 +116,7 @@ class CompiledLosses:
                 values.append(values_of(loss, y_true, y_pred))
 
         suspects = self.suspects
-        self._for_each(ask, y, y_pred, sample_weight)
+        self.for_each(ask, y, y_pred, sample_weight)
         return values
 
     def suspect(self, places):
@@ -168,12 +160,6 @@ class CompiledLosses:
     def _asked_scalars(self):
         return [] if self.is_whole else self._scalars
 
-    def name(self, place):
-        """Return the name of a compiled loss, and its output's if there are several."""
-        record = self.losses[place]
-        output = f" of output {record.name!r}" if len(self.losses) > 1 else ""
-        return f"{record.loss.name!r}{output}"
-
     @property
     def _asked_added(self):
         return [(i, name) for i, name in enumerate(self._added_names) if name]
@@ -188,14 +174,14 @@ class CompiledLosses:
     def answers(self, x, y, y_pred, sample_weight):
         """Return the numbers that `questions` names, one scalar each."""
         if self._asks_own:
-            return [ops.sum(self._own(x, y, y_pred, sample_weight))]
+            return [ops.sum(self.own_loss(x, y, y_pred, sample_weight))]
         values = []
 
         def ask(place, loss, y_true, y_pred, sample_weight):
             if place in self._asked_scalars:
                 values.append(ops.sum(value_of(loss, y_true, y_pred, sample_weight)))
 
-        self._for_each(ask, y, y_pred, sample_weight)
+        self.for_each(ask, y, y_pred, sample_weight)
         added = self.model.losses
         return values + [
             keras_internals.added_loss_value(self.model, added[place])
@@ -218,7 +204,7 @@ class CompiledLosses:
                 masks = masks_of(loss, y_true, y_pred)
                 masses[place] = ops.cast(mass_of(loss, masks, sample_weight), dtype)
 
-        self._for_each(measure, y, y_pred if self.needs_outputs else self._structure, sample_weight)
+        self.for_each(measure, y, y_pred if self.needs_outputs else self._structure, sample_weight)
         return masses
 
     def of(self, x, y, y_pred, sample_weight, samples, whole) -> tuple[Any, Any, list]:
@@ -238,7 +224,7 @@ class CompiledLosses:
         """
         fraction = samples / whole.samples
         if self.is_own:
-            value = self._own(x, y, y_pred, sample_weight)
+            value = self.own_loss(x, y, y_pred, sample_weight)
             factor = ops.cast(fraction, value.dtype)
             loss = ops.sum(value) * (1.0 if "own" in self._sums else factor)
             return loss, ops.mean(value) * factor if len(value.shape) else loss, []
@@ -249,7 +235,7 @@ class CompiledLosses:
                 sample_weight = ops.copy(sample_weight)  # Keras masks it in place on PyTorch
             value = value_of(loss, y_true, y_pred, sample_weight)
             if place in self._divided:
-                value = _undivided(value)
+                value = undivided(value)
             if len(value.shape) > 0:
                 # Without a reduction Keras differentiates the sum, and reports the mean.
                 part = ops.mean(value) * ops.cast(fraction, value.dtype)
@@ -270,7 +256,7 @@ class CompiledLosses:
             return share
 
         terms = []
-        total = self._for_each(share, y, y_pred, sample_weight)
+        total = self.for_each(share, y, y_pred, sample_weight)
         if total is not None:
             terms.append(total)
         added = list(self._added(fraction))
@@ -327,11 +313,6 @@ class CompiledLosses:
         totals = BatchTotals(samples, masses, None, None)
         return self.of(x, y, y_pred, sample_weight, samples, totals)
 
-    def track(self, parts, rows):
-        """Update the metrics Keras keeps of each of several losses."""
-        for metric, part in zip(self._compile_loss.metrics if parts else (), parts, strict=False):
-            metric.update_state(part, sample_weight=rows)
-
     def _rows(self, shares, added, dtype):
         assert self._tasks is not None
         weights = [record.loss_weights for record in self.losses]
@@ -343,40 +324,11 @@ class CompiledLosses:
         rows = [sum((weighted[i] for i in group), zero) for group in self._tasks.groups]
         return [*rows, sum((ops.cast(term, dtype) for term in added), zero)] if added else rows
 
-    def _own(self, x, y, y_pred, sample_weight):
-        loss = keras_internals.computed_loss(self.model, x, y, y_pred, sample_weight)
-        return _undivided(ops.convert_to_tensor(loss))
-
     def _added(self, fraction):
         for place, loss in enumerate(self.model.losses):
-            value = _undivided(keras_internals.added_loss_value(self.model, loss))
+            value = undivided(keras_internals.added_loss_value(self.model, loss))
             is_sum = f"added {place}" in self._sums
             yield value if is_sum else value * ops.cast(fraction, value.dtype)
-
-    def _for_each(self, function, y, y_pred, sample_weight):
-        """Call ``function(place, loss, y_true, y_pred, sample_weight)`` in place of each loss.
-
-        Keras matches losses, targets, outputs and weights; its copy here only has other losses.
-        Returns the weighted sum of what `function` returned, as Keras sums losses.
-        """
-        if self.is_own or self._compile_loss is None:
-            return None
-        stands = [_Stand(function, place, record.loss) for place, record in enumerate(self.losses)]
-        matched = keras_internals.with_losses(self._compile_loss, stands)
-        return matched(y, y_pred, sample_weight)
-
-
-class _Stand:
-    """Stands for a loss among Keras' losses."""
-
-    def __init__(self, function, place, loss):
-        self._function = function
-        self._place = place
-        self._loss = loss
-
-    def __call__(self, y_true, y_pred, sample_weight=None):
-        value = self._function(self._place, self._loss, y_true, y_pred, sample_weight)
-        return ops.zeros((), self._loss.dtype) if value is None else value
 
 
 def copies(data):
@@ -392,9 +344,3 @@ def _is_known(loss):
 
 def _is_keras(thing):
     return type(thing).__module__.startswith("keras.")
-
-
-def _undivided(value):
-    # Keras divides the mean of each replica by their number, and knows one mean for all.
-    divisor = replicas.loss_divisor()
-    return value if divisor == 1 else value * divisor

@@ -9,6 +9,7 @@ from keras import ops
 from tensorflow_ranger.backend import arrays, keras_internals, replicas
 from tensorflow_ranger.distribution.batch_state import StateBefore
 from tensorflow_ranger.training.call_scope import lasting
+from tensorflow_ranger.training.normalizations import Normalizations
 
 MEAN = "mean"  #: The batch's value is the mean of the micro-batches', weighted by samples.
 SUM = "sum"  #: The batch's value gains what every micro-batch gains.
@@ -31,8 +32,7 @@ class LayerState:
 
     Such state moves once per batch. How it does depends on what it is: see the names above.
     `BatchNormalization`, `SpectralNormalization` and recurrent layers with ``stateful=True`` are
-    known; of the rest `probe` finds out. To the moving variance of a normalization the spread
-    between the micro-batches' means is added (law of total variance; Welford's running sums).
+    known; of the rest `probe` finds out. `Normalizations` corrects moving variances.
 
     Args:
         model: A built Keras model.
@@ -49,7 +49,7 @@ class LayerState:
             if isinstance(layer, keras.layers.RNN) and layer.stateful
         ]
         self._weights = {id(v) for v in model.trainable_variables}
-        self._normalizations = {}
+        self._normalizations = Normalizations(model, self._foreign)
         # Keras does not track them, and so drops what they are assigned on JAX.
         self._rows = [v for layer in self._recurrent for v in keras.tree.flatten(layer.states)]
         self.variables = [*self._rows, *self._foreign]
@@ -117,19 +117,7 @@ class LayerState:
 
     def find_normalizations(self):
         """Learn which variables are a moving mean and its variance."""
-        places = {id(variable): i for i, variable in enumerate(self.variables)}
-        pairs = [
-            (layer.moving_mean, layer.moving_variance, layer.momentum)
-            for layer in keras_internals.layers_of(self._model)
-            if isinstance(layer, keras.layers.BatchNormalization) and layer.built
-            if getattr(layer, "moving_variance", None) is not None
-        ]
-        pairs += arrays.foreign_normalizations(self._foreign)
-        self._normalizations = {
-            places[id(variance)]: (places[id(mean)], momentum)
-            for mean, variance, momentum in pairs
-            if id(variance) in places and momentum < 1
-        }
+        self._normalizations.find(self.variables)
 
     @property
     def unclear(self):
@@ -139,14 +127,7 @@ class LayerState:
     @property
     def has_normalizations(self):
         """Whether a layer normalizes by the statistics of the samples it sees."""
-        normalized = {
-            id(v)
-            for layer in keras_internals.layers_of(self._model)
-            if isinstance(layer, keras.layers.BatchNormalization)
-            for v in layer.non_trainable_variables
-        }
-        normalized |= {id(v) for v in arrays.known_means(self._foreign)}
-        return any(id(v) in normalized for v in self.variables)
+        return self._normalizations.hold_any(self.variables)
 
     def name(self, place):
         """Return the path of a variable and the layer that assigns it."""
@@ -231,7 +212,7 @@ class LayerState:
                 values[place] = self._decayed(place, value)
         return StateTotals(
             values,
-            [ops.zeros_like(values[i]) for i in self._normalizations],
+            self._normalizations.open(values),
             [arrays.copied(variable.value) for variable in self._foreign],
         )
 
@@ -259,12 +240,9 @@ class LayerState:
                 sums.append(old + (new - old) * ops.cast(fraction, old.dtype))
             else:
                 sums.append(new)
-        spreads = list(totals.spreads)
-        for place, (mean, _) in enumerate(self._normalizations.values()):
-            old, new = totals.values[mean], values[mean]
-            has_mean = ops.cast(before > 0, old.dtype)
-            weight = has_mean * ops.cast(samples, old.dtype)
-            spreads[place] = spreads[place] + weight * (new - old) * (new - sums[mean])
+        spreads = self._normalizations.added(
+            totals.spreads, totals.values, values, sums, before, samples
+        )
         return StateTotals(sums, spreads, totals.begun)
 
     def continued(self, totals, values):
@@ -284,14 +262,7 @@ class LayerState:
             totals: `StateTotals` after the last micro-batch.
             samples: Scalar; samples of the batch.
         """
-        values = list(totals.values)
-        # A moving mean has moved by 1 - momentum of what the batch's mean is away.
-        for spread, (variance, (_, momentum)) in zip(
-            totals.spreads, self._normalizations.items(), strict=True
-        ):
-            between = spread / ops.cast(samples, spread.dtype)
-            values[variance] = values[variance] + between / (1.0 - momentum)
-        return values
+        return self._normalizations.final(totals.values, totals.spreads, samples)
 
     def _begun(self, totals, place):
         variable = self.variables[place]
@@ -329,7 +300,7 @@ class LayerState:
             [self._decayed(i, v) if i in summed else v for i, v in enumerate(begun)],
             [i for i in floats if i not in summed],
             summed,
-            [mean for mean, _ in self._normalizations.values()],
+            self._normalizations.means,
         )
 
     def _decayed(self, place, value):
