@@ -85,6 +85,20 @@ def test_4_a_micro_batch_that_is_not_finite_is_as_if_never_seen(value):
     assert int(driver.optimizer.iterations) == 3
 
 
+@pytest.mark.parametrize("inner", ["sgd", "adam"])  # sums in the momentum, sums apart
+def test_4_a_micro_batch_that_is_not_finite_leaves_the_window_bit_for_bit(inner):
+    driver = Driver(RangerOptimizer(0.1, inner=inner, accumulation_steps=3), [np.ones(3)])
+    for _ in range(4):
+        driver.apply([np.array([0.1, 1e-30, -3e7])])
+    before = {v.path: keras.ops.convert_to_numpy(v) for v in driver.optimizer.variables}
+    driver.apply([np.array([1.0, np.nan, 1.0])])
+    after = {v.path: keras.ops.convert_to_numpy(v) for v in driver.optimizer.variables}
+    (count,) = [path for path in before if path.endswith("skipped_micro_batches")]
+    assert after.pop(count) == before.pop(count) + 1
+    for path, value in before.items():
+        np.testing.assert_array_equal(after[path], value, err_msg=path)
+
+
 def test_4_gradients_too_large_to_sum_are_finite():
     driver = Driver(RangerOptimizer(1e-37, 0.0, accumulation_steps=1), [np.zeros(4)])
     driver.apply([np.full(4, 3e38)])

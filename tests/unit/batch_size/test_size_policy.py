@@ -53,15 +53,16 @@ def test_a_size_that_fails_is_halved_and_named_in_the_plan(caplog):
     assert "with micro-batches of 8: the batch is run again with 4" in caplog.text
 
 
-def test_it_grows_after_a_while_and_not_beyond_what_was_given(grow_after):
-    policy = FixedSize(8)
-    policy.failed(8, OUT_OF_MEMORY)
-    policy.failed(4, OUT_OF_MEMORY)
+@pytest.mark.parametrize(("given", "grown"), [(8, [2, 4, 8, 8]), (10, [2, 4, 8, 10])])
+def test_it_grows_after_a_while_and_not_beyond_what_was_given(grow_after, given, grown):
+    policy = FixedSize(given)
+    policy.failed(given, OUT_OF_MEMORY)
+    policy.failed(given // 2, OUT_OF_MEMORY)
     sizes = []
     for _ in range(4 * grow_after):
         sizes.append(policy.size)
         policy.succeeded(policy.size)
-    assert sizes == [2, 2, 2, 4, 4, 4, 8, 8, 8, 8, 8, 8]
+    assert sizes == [size for size in grown for _ in range(grow_after)]
     assert all(candidate.fits for candidate in policy.plan.candidates)
 
 
