@@ -73,7 +73,8 @@ class FixedSize:
         self.size = size
         looked_at = (Candidate(size), *self.plan.candidates, learned)
         known = {candidate.size: candidate for candidate in looked_at}
-        candidates = tuple(known[size] for size in sorted(known))
+        # A smaller size that has failed is open again where a larger one is tried again.
+        candidates = tuple(known[n] for n in sorted(known) if known[n].fits or n > size)
         self.plan = MicrobatchPlan(self.plan.batch, candidates, size, reason)
 
 
