@@ -12,8 +12,8 @@ import subprocess
 import zipfile
 from typing import Any
 
-import matplotlib.image
 import numpy as np
+from PIL import Image
 
 from tensorflow_ranger_cli.runs.checkpoint import MEASUREMENTS, RESULT, STATE
 
@@ -169,7 +169,7 @@ def drawn(page, folder, width=1280):
         result.stdout,
         [line for line in result.stderr.splitlines() if "CONSOLE" in line],
         json.loads(html.unescape(where[1])) if where else [],
-        matplotlib.image.imread(picture)[..., :3].mean(axis=-1),
+        np.asarray(Image.open(picture).convert("RGB")).mean(axis=-1) / 255,
     )
 
 

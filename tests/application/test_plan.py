@@ -110,11 +110,11 @@ def test_a_loss_that_takes_other_targets_is_named(path, capsys):
 
 
 @first
-def test_ctrl_c_ends_it_without_a_word(path, capsys, monkeypatch):
+def test_ctrl_c_ends_it_with_a_word(path, capsys, monkeypatch):
     def interrupt(self, *arguments, **keywords):
         raise KeyboardInterrupt
 
     save(path)
     monkeypatch.setattr(keras.Model, "fit", interrupt)
     assert plan(path) == 130
-    assert not capsys.readouterr().err
+    assert capsys.readouterr().err == "Stopped.\n"

@@ -87,9 +87,10 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(UpdateHistory, "on_train_begin", interrupt)
-    assert runs.train(tmp_path / "run") == 130
-    line = capsys.readouterr().out.splitlines()[-1]
-    assert line.endswith(f"tensorflow-ranger train --resume --output {tmp_path / 'run'}")
+    assert runs.train(tmp_path / "a run") == 130
+    assert capsys.readouterr().err == (
+        f"Stopped. Resume with: tensorflow-ranger train --resume --output '{tmp_path / 'a run'}'\n"
+    )
 
 
 @first

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tensorflow_ranger_cli import options
-from tensorflow_ranger_cli.errors import STOPPED, CommandError, UsageError
+from tensorflow_ranger_cli.errors import CommandError, UsageError
 from tensorflow_ranger_cli.keras_backend import import_keras
 from tensorflow_ranger_cli.runs.checkpoint import UNREADABLE
 from tensorflow_ranger_cli.silence import silent_stderr
@@ -53,8 +53,6 @@ def plan(
         _measure(model, batch_size, memory_limit, length)
     except CommandError:
         raise
-    except KeyboardInterrupt:
-        raise typer.Exit(STOPPED) from None
     except MemoryError as error:
         raise CommandError(str(error)) from error
     except Exception as error:  # whatever the model's own layers and losses raise

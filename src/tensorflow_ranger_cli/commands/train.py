@@ -1,7 +1,6 @@
 """``tensorflow-ranger train``."""
 
 import contextlib
-import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tensorflow_ranger_cli import options
-from tensorflow_ranger_cli.errors import CommandError, UsageError
+from tensorflow_ranger_cli.errors import UsageError
 from tensorflow_ranger_cli.keras_backend import import_keras
 from tensorflow_ranger_cli.runs import launch
 from tensorflow_ranger_cli.runs.run import Run
@@ -147,8 +146,7 @@ def train(
 
     The gradients of K micro-batches make one update, or, with --microbatch, those of one batch,
     which then need not fit the memory as a whole. DIR gets the trained model (model.keras),
-    the history (history.csv), a picture of loss and metrics with the updates marked
-    (curves.png), the settings (settings.json), and a checkpoint to resume from.
+    the history (history.csv), the settings (settings.json), and a checkpoint to resume from.
 
     tensorflow-ranger tasks lists what TASK may be, and the defaults of each.
     """
@@ -164,19 +162,26 @@ def train(
             "--resume goes on with a run and --force replaces it: got both. Leave one out"
         )
     launched = launch.detect(os.environ)
+    kind = RunDirectory if launched.process == 0 else ReadOnlyRunDirectory
+    directory = kind(Path("runs") / task if output is None else output)
     with silent_stdout() if quiet or launched.process else contextlib.nullcontext():
-        kind = RunDirectory if launched.process == 0 else ReadOnlyRunDirectory
-        directory = kind(Path("runs") / task if output is None else output)
-        if resume or (launched.restarts and directory.has_checkpoint()):
-            settings, record, choice = _stored(directory, given, resume)
-        else:
-            settings, record, choice = Settings.new(given), {}, None
-        chosen = registry.find(settings.task)
-        _require_packages(chosen)
-        with contextlib.nullcontext() if record else directory.begun(force):
-            settings = settings.on(import_keras(settings.backend))
-            with launch.joined(launched, settings.backend) as engine:
-                Run(chosen, directory, settings, record, choice, launched, engine).train()
+        try:
+            _train(launched, directory, given, resume, force)
+        except KeyboardInterrupt:
+            raise directory.stopped() from None
+
+
+def _train(launched, directory, given, resume, force):
+    if resume or (launched.restarts and directory.has_checkpoint()):
+        settings, record, choice = _stored(directory, given, resume)
+    else:
+        settings, record, choice = Settings.new(given), {}, None
+    task = registry.find(settings.task)
+    task.data.locate()
+    with contextlib.nullcontext() if record else directory.begun(force):
+        settings = settings.on(import_keras(settings.backend))
+        with launch.joined(launched, settings.backend) as engine:
+            Run(task, directory, settings, record, choice, launched, engine).train()
 
 
 def _stored(directory, given, resume):
@@ -196,12 +201,3 @@ def _stored(directory, given, resume):
             "Go on with that run by --resume, or choose another --output"
         )
     return stored, record, choice
-
-
-def _require_packages(task):
-    task.data.locate()
-    if importlib.util.find_spec("matplotlib") is None:
-        raise CommandError(
-            "the curves need matplotlib, which is not installed. "
-            'Run: pip install "tensorflow-ranger[examples]"'
-        )

@@ -8,8 +8,8 @@ import numpy as np
 
 from tensorflow_ranger_cli.errors import CommandError, UsageError
 from tensorflow_ranger_cli.options import AUTO
+from tensorflow_ranger_cli.report.means import single_values, window_means
 from tensorflow_ranger_cli.runs import result as results
-from tensorflow_ranger_cli.runs.curves import single_values, window_means
 from tensorflow_ranger_cli.runs.run_directory import NOISE, RunDirectory
 from tensorflow_ranger_cli.tasks import registry
 

@@ -52,7 +52,7 @@ class Task:
 
     Args:
         name: What it is called on the command line, and what its entry point is called.
-        title: What the data is, in two or three words, above the curves.
+        title: What the data is, in two or three words.
         summary: One line for the list of tasks.
         samples: What its samples are called: "images".
         data: Where the data comes from, an `InPackage` or a `Downloaded`.
