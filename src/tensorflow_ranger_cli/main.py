@@ -5,6 +5,8 @@ import warnings
 
 from tensorflow_ranger_cli.errors import CommandError, Stopped, UsageError
 
+PROGRAM = "tensorflow-ranger"
+
 
 def main(arguments=None):
     """Run the command line.
@@ -38,10 +40,11 @@ def _run(arguments):
             'Run: pip install "tensorflow-ranger[examples]"'
         ) from error
     try:
-        code = app(arguments, prog_name="tensorflow-ranger", standalone_mode=False) or 0
+        code = app(arguments, prog_name=PROGRAM, standalone_mode=False) or 0
     except typer.TyperException as error:
-        message = error.format_message().rstrip(".")
-        raise UsageError(f"{message} (see tensorflow-ranger --help)") from error
+        message, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
+        command = context.command_path if context else PROGRAM
+        raise UsageError(f"{message} (see {command} --help)") from error
     if code == Stopped.exit_code:  # typer makes this of KeyboardInterrupt
         raise Stopped
     return code

@@ -187,7 +187,7 @@ def test_a_run_killed_between_its_checkpoints_goes_on_from_the_previous(stopped,
     checkpoint.unlink()
     assert runs.train(stopped, "--resume") == 0
     note, resuming, *_ = capsys.readouterr().out.splitlines()
-    assert note == f"{checkpoint} does not exist. Going on from checkpoint.previous.keras"
+    assert note == f"{checkpoint} does not exist. Continuing from checkpoint.previous.keras"
     assert resuming.startswith("Resuming after epoch 2: ")
     runs.assert_same_run(stopped, finished)
 

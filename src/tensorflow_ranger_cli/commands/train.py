@@ -18,6 +18,7 @@ from tensorflow_ranger_cli.silence import silent_stdout
 from tensorflow_ranger_cli.tasks import registry
 
 OF_TASK = f"TASK's; {{}} for {registry.DEFAULT}"
+OPTIMIZERS = ("sgd", "adamw", "radam", "ranger", "ranger21")  # those that the help describes
 MAXIMUM_SEED = 2**32 - 1
 
 
@@ -25,7 +26,11 @@ def train(
     context: typer.Context,
     task: Annotated[
         str,
-        typer.Argument(help="What to train: " + ", ".join(registry.names()) + ".", metavar="TASK"),
+        typer.Argument(
+            help="What to train: " + ", ".join(registry.names()) + ".",
+            metavar="TASK",
+            autocompletion=options.completion(registry.names()),
+        ),
     ] = Settings.task,
     optimizer: Annotated[
         str,
@@ -35,6 +40,7 @@ def train(
             "gradients), ranger21 (ranger on adamw, with clipping, normalization and a learning "
             "rate that rises and falls), or another by its Keras name: adam, lion, ...",
             metavar="NAME",
+            autocompletion=options.completion(OPTIMIZERS),
             show_default=OF_TASK.format("sgd"),
         ),
     ] = Settings.optimizer,
@@ -129,7 +135,7 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the run in DIR exactly where it stopped, with its settings. "
+            help="Continue the run in DIR exactly where it stopped, with its settings. "
             "Only --epochs may differ, to train on, and --memory-limit.",
         ),
     ] = False,
@@ -142,13 +148,14 @@ def train(
         typer.Option("--quiet", help="Print warnings and errors only."),
     ] = False,
 ):
-    """Train a network on real data: without TASK, the founding CNN on 4,000 handwritten digits.
+    """Train a network on real data.
+
+    Without TASK, that is a small CNN on 4,000 handwritten digits; tensorflow-ranger tasks lists the
+    others, with the defaults of each.
 
     The gradients of K micro-batches make one update, or, with --microbatch, those of one batch,
     which then need not fit the memory as a whole. DIR gets the trained model (model.keras),
     the history (history.csv), the settings (settings.json), and a checkpoint to resume from.
-
-    tensorflow-ranger tasks lists what TASK may be, and the defaults of each.
     """
     sources = {name: context.get_parameter_source(name) for name in Settings.names()}
     given = {
@@ -159,7 +166,7 @@ def train(
     registry.find(task)
     if resume and force:
         raise UsageError(
-            "--resume goes on with a run and --force replaces it: got both. Leave one out"
+            "--resume continues a run and --force replaces it: got both. Leave one out"
         )
     launched = launch.detect(os.environ)
     kind = RunDirectory if launched.process == 0 else ReadOnlyRunDirectory
@@ -198,6 +205,6 @@ def _stored(directory, given, resume):
     if new != (stored if new.backend else stored.on(None)):
         raise UsageError(
             f"{directory.path} holds a run with other settings than the one started again. "
-            "Go on with that run by --resume, or choose another --output"
+            "Continue that run with --resume, or choose another --output"
         )
     return stored, record, choice

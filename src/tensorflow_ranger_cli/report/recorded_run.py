@@ -30,7 +30,7 @@ def read(path):
     if not directory.has_checkpoint():
         raise UsageError(
             f"DIR must be the directory of a run: got {path}, without {directory.checkpoint.name}. "
-            f"Train one by: tensorflow-ranger train --output {path}"
+            f"Train one with: tensorflow-ranger train --output {path}"
         )
     settings, record, choice = directory.read()
     try:

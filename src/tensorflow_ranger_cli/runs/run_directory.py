@@ -68,7 +68,7 @@ class RunDirectory:
             if self._replaced and not force and self._has_epochs():
                 raise UsageError(
                     f"{self.path} already holds {', '.join(f.name for f in self._replaced)}. "
-                    "Go on with that run by --resume, replace it by --force, or choose "
+                    "Continue that run with --resume, replace it with --force, or choose "
                     "another --output"
                 )
             made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
@@ -116,7 +116,7 @@ class RunDirectory:
             except (UsageError, CommandError):
                 raise error from None
             damage = str(error).removeprefix("nothing to resume: ").partition(". ")[0]
-            self.note = f"{damage}. Going on from {self.previous.name}"
+            self.note = f"{damage}. Continuing from {self.previous.name}"
             return state
 
     def _read(self, path):
@@ -295,5 +295,5 @@ def writing(path):
     except OSError as error:
         raise CommandError(
             f"{path} cannot be written: {error.strerror or error}. "
-            "Free or choose a place that can be, by --output"
+            "Choose a writable place with --output"
         ) from error
