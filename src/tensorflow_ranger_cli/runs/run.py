@@ -235,7 +235,7 @@ class Run:
             print(difference)
         path = self._directory.path
         print(
-            f"Held-out {result.in_words(stored, self._task)}. "
+            f"Held-out {result.in_words(result.figures(stored, self._task))}. "
             f"Model, history and settings are in {path}: "
             f"{', '.join(file.name for file in self._directory.results)}. "
             f"Look at it with: tensorflow-ranger report {shlex.quote(str(path))}"
