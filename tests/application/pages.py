@@ -28,7 +28,7 @@ TELL = """<script>addEventListener("load", () => setTimeout(() => {
   const inkOf = (element) => getComputedStyle(element)[element.ownerSVGElement ? "fill" : "color"];
   parent.postMessage(JSON.stringify({
     charts: [...document.querySelectorAll(".js-plotly-plot")].map((chart) => ({
-      box: box(chart),
+      box: box(chart.querySelector(".main-svg")),
       panels: [...chart.querySelectorAll(".nsewdrag")].map(box),
     })),
     words: texts.map((element) => element.textContent),

@@ -58,6 +58,7 @@ def test_names_of_commands_and_options():
         "--batch-size": 32,
         "--microbatch": None,
         "--memory-limit": None,
+        "--trim-padding": False,
         "--noise-scale": False,
         "--epochs": 10,
         "--learning-rate": None,
@@ -223,6 +224,15 @@ def test_help_does_not_wait_for_keras():
             "--noise-scale compares the micro-batches of an update: got one, of 32 images. Give a",
         ),
         (["train", "--noise-scale", "--microbatch", "32"], "got one, of 32 images"),
+        (["train", "--trim-padding"], "such as reviews: got digits. Leave --trim-padding out"),
+        (
+            ["train", "reviews", "--trim-padding", "--accumulation-steps", "4"],
+            "cuts it: got it without --microbatch, which cuts the batch",
+        ),
+        (
+            ["train", "reviews", "--trim-padding", "--noise-scale"],
+            "got it with --noise-scale, which needs samples in random order",
+        ),
         (["report"], "Missing argument"),
         (
             ["report", "absent"],

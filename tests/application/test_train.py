@@ -41,6 +41,7 @@ def test_a_run_leaves_its_results(finished):
         "seed": 0,
         "microbatch": None,
         "memory_limit": None,
+        "trim_padding": False,
         "noise_scale": False,
     }
 
@@ -86,6 +87,7 @@ def test_options_reach_the_run(tmp_path, capsys):
         "centralize": False,
         "microbatch": None,
         "memory_limit": None,
+        "trim_padding": False,
         "noise_scale": False,
     }
     model = keras.saving.load_model(directory / "model.keras")

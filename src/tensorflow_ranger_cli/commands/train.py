@@ -86,6 +86,14 @@ def train(
         ),
     ] = None,
     memory_limit: options.MemoryLimit = Settings.memory_limit,
+    trim_padding: Annotated[
+        bool,
+        typer.Option(
+            "--trim-padding",
+            help="Trim each micro-batch of padded samples, such as texts, to its longest one. The "
+            "report tells how much padding that leaves out.",
+        ),
+    ] = Settings.trim_padding,
     epochs: Annotated[
         int,
         typer.Option(

@@ -167,6 +167,8 @@ def _facts(run):
         "noise scale": range_in_words(run.noise[-1]) if run.noise else NOT_RECORDED,
         "skipped micro-batches": _skipped(run),
     }
+    if run.task.padding is not None:
+        facts["padding"] = run.measured.get("padding") or "not trimmed: --trim-padding does"
     for name in run.metrics:
         facts[f"held-out {name.replace('_', ' ')}, last epoch"] = _held_out(run, name)
     if run.note is not None:

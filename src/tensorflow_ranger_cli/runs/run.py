@@ -109,6 +109,10 @@ class Run:
 
     def _check_rows(self, samples):
         settings, processes = self._settings, self._launched.processes
+        if settings.trim_padding and self._together:
+            raise UsageError(
+                "--trim-padding is for one device of one process: got more. Leave it out"
+            )
         if processes == 1:
             return
         if settings.microbatch == AUTO:
@@ -145,7 +149,12 @@ class Run:
 
         settings = self._settings
         if settings.microbatch is not None:
-            microbatch(model, settings.microbatch, memory_limit=settings.memory_limit)
+            microbatch(
+                model,
+                settings.microbatch,
+                memory_limit=settings.memory_limit,
+                padding=self._task.padding if settings.trim_padding else None,
+            )
         elif self._together:
             # Keras' own step would weigh the processes alike, whose parts may differ.
             microbatch(model, -(-settings.batch_size // self._launched.processes))
