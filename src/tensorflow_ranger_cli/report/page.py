@@ -89,7 +89,7 @@ def page(runs):
 
 
 def _file(name):
-    return (resources.files(__package__) / name).read_text(encoding="utf-8")
+    return (resources.files("tensorflow_ranger_cli.report") / name).read_text(encoding="utf-8")
 
 
 def _section(title, words=""):

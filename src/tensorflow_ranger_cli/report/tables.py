@@ -1,5 +1,6 @@
 """The tables of a report."""
 
+from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -14,13 +15,13 @@ class Column(NamedTuple):
     Attributes:
         name: What it is.
         words: List with the text for each run.
-        numbers: List with the number for each run, or None: bars show them.
+        numbers: Sequence with the number for each run, or None: bars show them.
         best: Index of the best run, or None.
     """
 
     name: str
     words: list[str]
-    numbers: list[float | None]
+    numbers: Sequence[float | None]
     best: int | None = None
 
 
