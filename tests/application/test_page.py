@@ -2,7 +2,6 @@
 
 import re
 
-import keras
 import numpy as np
 import plotly.offline
 import pytest
@@ -123,8 +122,7 @@ def test_a_browser_draws_the_charts(width, dark, compared, tmp_path):
     pages.assert_drawn(page, width)
     pages.assert_seen(page)
     assert (page.picture[0, 0] < 0.2) == dark
-    told = keras.config.backend() != "jax"
-    assert len(page.charts) == 7 + told
+    assert len(page.charts) == 8
     columns = {chart["box"][0] for chart in page.charts}
     assert len(columns) == (2 if width == 1280 else 1)
     assert {"updates", "training samples seen", "loss", "accuracy", "epoch"} <= set(page.words)

@@ -12,6 +12,7 @@ from tensorflow_ranger_cli.report.recorded_run import Recorded, thinned
 # Okabe and Ito's colours, which the colour-blind tell apart, without the palest.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 NOT_RECORDED = "not recorded"
+NO_PEAK = "not told by the operating system"
 HEIGHT = 280  # pixels
 # Plotly would write 2 for 20 between 10 and 100.
 LOG_TICKS = [factor * 10**power for power in range(9) for factor in (1, 1.5, 2, 3, 5, 7)]
@@ -102,7 +103,7 @@ def time_and_memory(runs):
         peaks.append(_trace(run, number, epochs, [1e-6 * value for value in memory]))
 
     def why(run):
-        return f"not reported by {run.settings.backend}" if run.is_measured else NOT_RECORDED
+        return NO_PEAK if run.is_measured else NOT_RECORDED
 
     panels = [
         _panel("microseconds per sample", "epoch", times, runs, why, from_zero=True),

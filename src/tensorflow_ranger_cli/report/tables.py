@@ -5,7 +5,7 @@ from html import escape
 from typing import NamedTuple
 
 from tensorflow_ranger_cli import byte_counts
-from tensorflow_ranger_cli.report.charts import COLOURS, NOT_RECORDED, range_in_words
+from tensorflow_ranger_cli.report.charts import COLOURS, NO_PEAK, NOT_RECORDED, range_in_words
 from tensorflow_ranger_cli.runs.result import in_words
 
 
@@ -220,7 +220,7 @@ def _duration(seconds):
 def _memory(run):
     if run.memory is not None:
         return byte_counts.in_words(run.memory)
-    return f"not reported by {run.settings.backend}" if run.is_measured else NOT_RECORDED
+    return NO_PEAK if run.is_measured else NOT_RECORDED
 
 
 def _skipped(run):
