@@ -20,8 +20,8 @@
 # digits are real. So the losses are not those that were printed with the first listing. New are the
 # curve of the loss and the accuracy on digits that the network has not seen.
 #
-# You need `pip install "tensorflow-ranger[tensorflow,examples]"`, or `jax` or `torch` in place of
-# `tensorflow` with `KERAS_BACKEND` set to it. It runs for less than a minute on a CPU.
+# You need `pip install "tensorflow-ranger[tensorflow,examples]" matplotlib`, or `jax` or `torch` in
+# place of `tensorflow` with `KERAS_BACKEND` set to it. It runs for less than a minute on a CPU.
 
 # %% tags=["parameters"]
 IMAGES = 4000  # to train on; up to 4,000

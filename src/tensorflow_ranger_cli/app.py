@@ -1,5 +1,8 @@
 """The commands, put together."""
 
+from importlib import metadata
+from typing import Annotated
+
 import typer
 
 from tensorflow_ranger_cli.commands.info import info
@@ -10,10 +13,9 @@ from tensorflow_ranger_cli.commands.tasks import tasks
 from tensorflow_ranger_cli.commands.train import train
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "color": False},
 )
 app.command()(train)
 app.command()(tasks)
@@ -23,8 +25,22 @@ app.command()(report)
 app.command()(info)
 
 
+def _print_version(asked: bool):
+    if asked:
+        typer.echo(f"tensorflow-ranger {metadata.version('tensorflow-ranger')}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
-def overview(context: typer.Context):
+def overview(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+):
     """Exact large-batch training in small memory, for Keras 3."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())

@@ -1,7 +1,5 @@
 """How a command ends when it cannot do what it was asked."""
 
-STOPPED = 130  # what shells expect of a program that Ctrl-C ended
-
 
 class CommandError(Exception):
     """Ends the command with one line on stderr, which says what to do.
@@ -11,9 +9,20 @@ class CommandError(Exception):
     """
 
     exit_code = 1
+    label = "Error: "
 
 
 class UsageError(CommandError):
     """The command was asked for something that it cannot mean."""
 
     exit_code = 2
+
+
+class Stopped(CommandError):
+    """Ctrl-C ended the command."""
+
+    exit_code = 130  # what shells expect of a program that Ctrl-C ended
+    label = ""
+
+    def __init__(self, remedy=""):
+        super().__init__(f"Stopped. {remedy}".rstrip())

@@ -3,7 +3,7 @@
 import os
 from importlib import metadata
 
-from tensorflow_ranger_cli import spelling
+from tensorflow_ranger_cli import interrupts, spelling
 from tensorflow_ranger_cli.errors import CommandError, UsageError
 from tensorflow_ranger_cli.silence import silent_stderr
 
@@ -45,7 +45,7 @@ def import_keras(backend=None):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         # TensorFlow writes to the descriptor before any setting of its own can silence it.
-        with silent_stderr():
+        with interrupts.ending_the_process(), silent_stderr():
             import keras
 
             # This registers the optimizers for saving, and fails for a backend that is not ours.

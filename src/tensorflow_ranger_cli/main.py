@@ -3,7 +3,9 @@
 import sys
 import warnings
 
-from tensorflow_ranger_cli.errors import CommandError
+from tensorflow_ranger_cli.errors import CommandError, Stopped, UsageError
+
+PROGRAM = "tensorflow-ranger"
 
 
 def main(arguments=None):
@@ -13,8 +15,19 @@ def main(arguments=None):
         arguments: List of strings. None takes those of the process.
 
     Returns:
-        The exit code: 0, 1 for something missing or broken, 2 for wrong usage.
+        The exit code: 0, 1 for something missing or broken, 2 for wrong usage, 130 for Ctrl-C.
     """
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return _run(arguments)
+    except KeyboardInterrupt:
+        return _ended(Stopped())
+    except CommandError as error:
+        return _ended(error)
+
+
+def _run(arguments):
     try:
         import typer
 
@@ -22,26 +35,28 @@ def main(arguments=None):
     except ModuleNotFoundError as error:
         if error.name != "typer":
             raise
-        return _failed(
+        raise CommandError(
             "the command line needs typer, which is not installed. "
-            'Run: pip install "tensorflow-ranger[examples]"',
-            CommandError.exit_code,
-        )
+            'Run: pip install "tensorflow-ranger[examples]"'
+        ) from error
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _warn
-            return app(arguments, prog_name="tensorflow-ranger", standalone_mode=False) or 0
-    except CommandError as error:
-        return _failed(str(error), error.exit_code)
+        code = app(arguments, prog_name=PROGRAM, standalone_mode=False) or 0
     except typer.TyperException as error:
-        message = error.format_message().rstrip(".")
-        return _failed(f"{message} (see tensorflow-ranger --help)", error.exit_code)
+        message, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
+        command = context.command_path if context else PROGRAM
+        raise UsageError(f"{message} (see {command} --help)") from error
+    if code == Stopped.exit_code:  # typer makes this of KeyboardInterrupt
+        raise Stopped
+    return code
 
 
 def _warn(message, *_):
     print(f"Warning: {message}", file=sys.stderr)
 
 
-def _failed(message, exit_code):
-    print("Error:", " ".join(message.split()), file=sys.stderr)
-    return exit_code
+def _ended(error):
+    print(f"{error.label}{' '.join(str(error).split())}", file=sys.stderr)
+    # Python notes an interrupt within an `exec` of text, however it is caught later, and kills the
+    # process by the signal at its end. The next `exec` takes the note back.
+    exec("")
+    return error.exit_code

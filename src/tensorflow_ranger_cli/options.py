@@ -62,14 +62,24 @@ def _memory_limit(value):
     return byte_counts.parsed("--memory-limit", value)
 
 
+def completion(names):
+    """Return the function that completes one of the names on the command line."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
 Backend = Annotated[
     str | None,
     typer.Option(
+        autocompletion=completion(BACKENDS),
         help=f"Keras backend: {', '.join(BACKENDS)}.",
         metavar="NAME",
         parser=_backend,
         show_default="KERAS_BACKEND, else tensorflow",
     ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document instead of text."),
 ]
 MemoryLimit = Annotated[
     int | None,

@@ -12,43 +12,57 @@ import subprocess
 import zipfile
 from typing import Any
 
-import matplotlib.image
 import numpy as np
+from PIL import Image
 
 from tensorflow_ranger_cli.runs.checkpoint import MEASUREMENTS, RESULT, STATE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-# Tells where the panels and the notes of each chart are: an element that takes the mouse covers
-# each panel that plotly has drawn.
-WHERE = """<script>addEventListener("load", () => setTimeout(() => {
+# Tells the page around it what stands where, and in which colors.
+TELL = """<script>addEventListener("load", () => setTimeout(() => {
   const box = (element) => {
     const {left, top, right, bottom} = element.getBoundingClientRect();
     return [left, top, right, bottom];
   };
-  const charts = [...document.querySelectorAll(".js-plotly-plot")].map((chart) => ({
-    panels: Object.fromEntries([...chart.querySelectorAll(".nsewdrag")].map((panel) =>
-      [panel.dataset.subplot, box(panel)])),
-    axes: Object.keys(chart.layout).filter((key) => /^xaxis/.test(key)).map((key) =>
-      key.replace("axis", "") + chart.layout[key].anchor),
-    notes: [...chart.querySelectorAll(".annotation")].map((note) => {
-      const {xref, yref} = chart.layout.annotations[note.dataset.index];
-      return [(xref + yref).replaceAll(" domain", ""), box(note)];
-    }),
-  }));
-  const where = document.createElement("pre");
-  where.id = "where";
-  where.textContent = JSON.stringify(charts);
-  document.body.append(where);
+  const texts = [...document.querySelectorAll("p, th, td, label, figcaption, text")];
+  const inkOf = (element) => getComputedStyle(element)[element.ownerSVGElement ? "fill" : "color"];
+  parent.postMessage(JSON.stringify({
+    charts: [...document.querySelectorAll(".js-plotly-plot")].map((chart) => ({
+      box: box(chart.querySelector(".main-svg")),
+      panels: [...chart.querySelectorAll(".nsewdrag")].map(box),
+    })),
+    words: texts.map((element) => element.textContent),
+    inks: [...new Set(texts.filter((e) => !e.closest(".hoverlayer")).map(inkOf))],
+    paper: getComputedStyle(document.body).backgroundColor,
+    width: document.documentElement.scrollWidth,
+  }), "*");
 }, 500))</script></body>"""
+# A window of Chromium is never narrower than 500 pixels: a frame in it is.
+AROUND = """<!doctype html><html style="color-scheme: light dark"><body style="margin: 0">
+<script>addEventListener("message", (message) => {{
+  const told = document.createElement("pre");
+  told.id = "told";
+  told.textContent = message.data;
+  document.body.append(told);
+}})</script>
+<iframe src="page.html" style="border: 0; width: {width}px; height: {height}px"></iframe>
+</body></html>"""
+HEIGHT = 4000
 
 
-class Summary(html.parser.HTMLParser):
-    """Collects the cells of the first table of a page."""
+class Table(html.parser.HTMLParser):
+    """Collects the cells of a table of a page.
 
-    def __init__(self, path):
+    Args:
+        path: `pathlib.Path` of the page.
+        name: "glance" or "summary".
+    """
+
+    def __init__(self, path, name):
         super().__init__()
         self.rows, self._cell = [], None
-        self.feed(path.read_text(encoding="utf-8").partition("</table>")[0])
+        table = path.read_text(encoding="utf-8").partition(f'<table id="{name}">')[2]
+        self.feed(table.partition("</table>")[0])
 
     def handle_starttag(self, tag, attrs):
         if tag == "tr":
@@ -67,8 +81,8 @@ class Summary(html.parser.HTMLParser):
 
 
 def facts(path, column=1):
-    """Return the table of a page, what it says of one run, as a dict."""
-    return {row[0]: row[column] for row in Summary(path).rows}
+    """Return all that a page says of one run, as a dict."""
+    return {row[0]: row[column] for row in Table(path, "summary").rows}
 
 
 def history(directory):
@@ -103,6 +117,12 @@ def begun(ours):
     ours[MEASUREMENTS] = ours[RESULT] = None
 
 
+def without_peaks(ours):
+    """Make a run one on a system that does not tell the peak of memory."""
+    for row in ours[MEASUREMENTS]["epochs"]:
+        row["peak_memory"] = None
+
+
 def diverged(ours):
     """Make a run one without a finite loss and noise scale."""
     for row in ours[STATE]["record"]["micro_batches"] + ours[STATE]["record"]["epochs"]:
@@ -115,33 +135,40 @@ class Drawn:
     """What a browser makes of a page.
 
     Args:
-        document: The page as HTML, with all that scripts added.
         console: Lines that it logs on the console.
-        charts: List with a dict for each chart: "panels", the boxes of those that were drawn, by
-            their axes ("x2y2"); "axes", a list of those that should be; and "notes", a list of
-            pairs with the axes of a note's panel and the note's box. A box is (left, top, right,
-            bottom) in pixels.
+        charts: List with a dict for each chart: its "box", and the boxes of the "panels" in it. A
+            box is (left, top, right, bottom) in pixels.
+        words: List of what the page's elements and charts say.
+        inks: Colors of their texts, as CSS.
+        paper: Color of the page, as CSS.
+        width: Width that the page takes, in pixels.
         picture: Array with the brightness of each pixel, from 0 to 1.
     """
 
-    document: str
     console: list[str]
     charts: list[dict[str, Any]]
+    words: list[str]
+    inks: list[str]
+    paper: str
+    width: int
     picture: np.ndarray
 
 
-def drawn(page, folder, width=1280):
+def drawn(page, folder, width=1280, dark=False):
     """Return what Chromium makes of a page.
 
     Args:
         page: `pathlib.Path` of the page.
         folder: `pathlib.Path` for the browser's files.
-        width: Of the window, in pixels. Chromium makes none narrower than 500.
+        width: Of what the page is shown in, in pixels.
+        dark: Whether the reader prefers dark pages.
     """
     assert CHROMIUM is not None
     folder.mkdir()
-    copy, picture = folder / "page.html", folder / "picture.png"
-    copy.write_text(page.read_text("utf-8").replace("</body>", WHERE), "utf-8")
+    around, picture = folder / "around.html", folder / "picture.png"
+    told = page.read_text("utf-8").replace("</body>", TELL)
+    (folder / "page.html").write_text(told, "utf-8")
+    around.write_text(AROUND.format(width=width, height=HEIGHT), "utf-8")
     result = subprocess.run(
         [
             CHROMIUM,
@@ -152,11 +179,12 @@ def drawn(page, folder, width=1280):
             "--force-device-scale-factor=1",
             "--hide-scrollbars",
             "--virtual-time-budget=10000",
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
             f"--user-data-dir={folder / 'profile'}",
-            f"--window-size={width},4000",
+            f"--window-size={max(500, width)},{HEIGHT}",
             f"--screenshot={picture}",
             "--dump-dom",
-            copy.as_uri(),
+            around.as_uri(),
         ],
         capture_output=True,
         text=True,
@@ -164,48 +192,63 @@ def drawn(page, folder, width=1280):
         timeout=120,
         env={**os.environ, "HOME": str(folder)},
     )
-    where = re.search(r'<pre id="where">(.*?)</pre>', result.stdout)
+    found = re.search(r'<pre id="told">(.*?)</pre>', result.stdout, re.DOTALL)
+    assert found is not None, result.stderr
     return Drawn(
-        result.stdout,
-        [line for line in result.stderr.splitlines() if "CONSOLE" in line],
-        json.loads(html.unescape(where[1])) if where else [],
-        matplotlib.image.imread(picture)[..., :3].mean(axis=-1),
+        console=[line for line in result.stderr.splitlines() if "CONSOLE" in line],
+        picture=np.asarray(Image.open(picture).convert("L")) / 255,
+        **json.loads(html.unescape(found[1])),
     )
 
 
-def assert_drawn(page):
-    """Assert that a page logs nothing and has all panels.
+def assert_drawn(page, width=1280):
+    """Assert that a page logs nothing, and that its charts are drawn beside each other within it.
 
     Args:
         page: `Drawn`.
+        width: Of what it is shown in.
     """
     assert page.console == []
-    assert len(page.charts) == 3
-    for chart in page.charts:
-        assert sorted(chart["panels"]) == sorted(chart["axes"])
+    assert page.width <= width
+    for number, chart in enumerate(page.charts):
+        assert len(chart["panels"]) == 1
+        left, top, right, bottom = chart["box"]
+        assert 0 <= left < right <= width
+        assert right - left > 300
+        assert 0 < top < bottom
+        for other in page.charts[:number]:
+            assert_apart(chart["box"], other["box"])
 
 
-def assert_notes_inside(page):
-    """Assert that each note of a page lies in its own panel."""
-    for chart in page.charts:
-        for panel, (left, top, right, bottom) in chart["notes"]:
-            outer = chart["panels"][panel]
-            assert outer[0] <= left < right <= outer[2], (panel, left, right, outer)
-            assert outer[1] <= top < bottom <= outer[3], (panel, top, bottom, outer)
+def assert_apart(box, other):
+    """Assert that two boxes do not overlap."""
+    assert any(
+        one[2 + axis] <= two[axis] for axis in (0, 1) for one, two in ((box, other), (other, box))
+    ), (box, other)
 
 
 def assert_seen(page):
-    """Assert that the picture of a page shows the axes of each panel, and words in each note."""
+    """Assert that the picture of a page shows the axes of each chart, and that texts stand out."""
     for chart in page.charts:
-        for box in chart["panels"].values():
-            left, top, right, bottom = map(round, box)
-            assert_line(page.picture[top:bottom, left - 3 : left + 3])
-            assert_line(page.picture[bottom - 3 : bottom + 3, left:right].T)
-        for _, box in chart["notes"]:
-            left, top, right, bottom = map(round, box)
-            assert page.picture[top:bottom, left:right].min() < 0.6
+        left, top, right, bottom = map(round, chart["panels"][0])
+        assert_line(page.picture[top:bottom, left - 3 : left + 3])
+        assert_line(page.picture[bottom - 3 : bottom + 3, left:right].T)
+    for ink in page.inks:
+        assert contrast(ink, page.paper) >= 4.5, (ink, page.paper)
 
 
 def assert_line(pixels):
     """Assert that a strip of a picture, a few pixels wide, holds a line from end to end."""
-    assert (pixels < 0.9).mean(axis=0).max() > 0.95
+    assert (np.abs(pixels - np.median(pixels)) > 0.1).mean(axis=0).max() > 0.95
+
+
+def contrast(ink, paper):
+    """Return the contrast of two colors of CSS, by the formula of WCAG 2."""
+
+    def luminance(color):
+        values = np.array([int(value) for value in re.findall(r"\d+", color)[:3]]) / 255
+        linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+        return linear @ (0.2126, 0.7152, 0.0722)
+
+    light, dark = sorted((luminance(ink), luminance(paper)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)

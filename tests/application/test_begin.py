@@ -42,7 +42,7 @@ def test_a_run_with_epochs_is_replaced_by_force(stopped, capsys):
     (stopped / "notes.txt").write_text("mine")
     assert runs.train(stopped, "--force", "--epochs", "1", "--seed", "1") == 0
     names = {path.name for path in stopped.iterdir()}
-    assert names >= {"notes.txt", "model.keras", "curves.png"}
+    assert names >= {"notes.txt", "model.keras"}
     assert len((stopped / "history.csv").read_text().splitlines()) == 2
     assert runs.train(stopped, "--resume", "--epochs", "2") == 0
     assert "Resuming after epoch 1" in capsys.readouterr().out
@@ -86,10 +86,11 @@ def test_a_run_that_fails_later_leaves_its_checkpoint(tmp_path, monkeypatch, fin
     runs.assert_same_run(tmp_path, finished)
 
 
-def test_ctrl_c_before_the_run_leaves_no_directory(tmp_path, monkeypatch):
+def test_ctrl_c_before_the_run_leaves_no_directory(tmp_path, capsys, monkeypatch):
     def interrupt(backend):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "import_keras", interrupt)
     assert runs.train(tmp_path / "run") == 130
     assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == "Stopped.\n"

@@ -5,6 +5,7 @@ import importlib.metadata
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,8 +32,11 @@ def options(command):
 
 def test_names_of_commands_and_options():
     assert set(commands()) == {"train", "tasks", "predict", "plan", "report", "info"}
-    assert options(commands()["info"]) == {}
-    assert options(commands()["tasks"]) == {}
+    group: Any = typer.main.get_command(app)
+    completion = {"--install-completion": None, "--show-completion": None}
+    assert options(group) == {"--version": False, **completion}
+    assert options(commands()["info"]) == {"--json": False}
+    assert options(commands()["tasks"]) == {"--json": False}
     assert options(commands()["predict"]) == {"path": None, "inputs": None, "--backend": None}
     assert options(commands()["report"]) == {"directories": None, "--output": None}
     assert options(commands()["plan"]) == {
@@ -41,6 +45,7 @@ def test_names_of_commands_and_options():
         "--memory-limit": None,
         "--length": None,
         "--backend": None,
+        "--json": False,
     }
     defaults = options(commands()["train"])
     assert defaults == {
@@ -53,6 +58,7 @@ def test_names_of_commands_and_options():
         "--batch-size": 32,
         "--microbatch": None,
         "--memory-limit": None,
+        "--trim-padding": False,
         "--noise-scale": False,
         "--epochs": 10,
         "--learning-rate": None,
@@ -91,6 +97,49 @@ def test_help_lists_the_commands(arguments, capsys):
     assert "Usage: tensorflow-ranger [OPTIONS] COMMAND" in output
     for command in commands():
         assert command in output
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    version = importlib.metadata.version("tensorflow-ranger")
+    assert capsys.readouterr().out == f"tensorflow-ranger {version}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("tensorflow-ranger tr", ["train"]),
+        ("tensorflow-ranger train rev", ["reviews", "reviews-multitask"]),
+        ("tensorflow-ranger train --mem", ["--memory-limit"]),
+        ("tensorflow-ranger plan --backend t", ["tensorflow", "torch"]),
+        ("tensorflow-ranger train --optimizer ranger", ["ranger", "ranger21"]),
+        ("tensorflow-ranger report ru", []),  # the shell completes paths itself
+    ],
+)
+def test_a_shell_completes(line, completed, capsys, monkeypatch):
+    monkeypatch.setenv("_TENSORFLOW_RANGER_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
+    with pytest.raises(SystemExit, match="0"):
+        main([])
+    assert capsys.readouterr().out.split() == completed
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_each_shell_is_printed(shell, capsys, monkeypatch):
+    monkeypatch.setenv("_TENSORFLOW_RANGER_COMPLETE", f"source_{shell}")
+    with pytest.raises(SystemExit, match="0"):
+        main([])
+    assert f"complete_{shell}" in capsys.readouterr().out
+
+
+def test_the_page_names_every_command_and_option():
+    page = (Path(__file__).resolve().parents[2] / "docs/command_line.md").read_text("utf-8")
+    for name, command in commands().items():
+        section = page.partition(f"\n## `{name}`")[2].partition("\n## ")[0]
+        for option in options(command):
+            if option.startswith("--"):
+                assert f"`{option}" in section, (name, option)
 
 
 def test_help_names_every_option_and_its_default(capsys):
@@ -175,12 +224,22 @@ def test_help_does_not_wait_for_keras():
             "--noise-scale compares the micro-batches of an update: got one, of 32 images. Give a",
         ),
         (["train", "--noise-scale", "--microbatch", "32"], "got one, of 32 images"),
+        (["train", "--trim-padding"], "such as reviews: got digits. Leave --trim-padding out"),
+        (
+            ["train", "reviews", "--trim-padding", "--accumulation-steps", "4"],
+            "cuts it: got it without --microbatch, which cuts the batch",
+        ),
+        (
+            ["train", "reviews", "--trim-padding", "--noise-scale"],
+            "got it with --noise-scale, which needs samples in random order",
+        ),
         (["report"], "Missing argument"),
         (
             ["report", "absent"],
             "DIR must be the directory of a run: got absent, without checkpoint",
         ),
         (["train", "--lookahead", "yes"], "TASK must be one of"),
+        (["train", "--epoch", "3"], "(see tensorflow-ranger train --help)"),
         (["plan", "--batch-size", "8"], "Missing argument"),
         (["plan", "model.keras"], "Missing option '--batch-size'"),
         (["plan", "model.keras", "--batch-size", "8"], "model.keras must be a Keras model file"),

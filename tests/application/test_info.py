@@ -1,6 +1,7 @@
 """``tensorflow-ranger info``."""
 
 import importlib.metadata
+import json
 import platform
 
 import keras
@@ -28,6 +29,15 @@ def test_info_says_what_is_there(capsys):
     assert told["backend"] == f"{active} {told[active]}"
     assert told["devices"] == ", ".join(frameworks.devices())
     assert {"tensorflow", "jax", "torch"} <= set(told)
+
+
+def test_info_in_json_is_one_document(capsys):
+    assert main(["info", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["versions"]["Python"] == platform.python_version()
+    assert set(told["versions"]) >= {"tensorflow-ranger", "Keras", "tensorflow", "jax", "torch"}
+    assert told["backend"] == keras.config.backend()
+    assert told["devices"] == frameworks.devices()
 
 
 @first

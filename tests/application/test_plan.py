@@ -1,5 +1,7 @@
 """``tensorflow-ranger plan``, from the file to the table."""
 
+import json
+
 import keras
 import pytest
 
@@ -54,9 +56,19 @@ def test_the_table_has_a_row_chosen_and_the_file_stays(path, capsys):
 def test_a_model_saved_without_compile_is_compiled(path, capsys):
     save(path)
     assert plan(path) == 0
-    note, *table = capsys.readouterr().out.splitlines()
-    assert note == f"{path} was saved without compile: measured with sgd and mse."
-    assert_table(table)
+    captured = capsys.readouterr()
+    assert captured.err == f"{path} was saved without compile: measured with sgd and mse.\n"
+    assert_table(captured.out.splitlines())
+
+
+@first
+def test_the_plan_in_json_is_one_document(path, capsys):
+    save(path)
+    assert plan(path, "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["batch"] == 4
+    assert made["chosen"] in [candidate["size"] for candidate in made["candidates"]]
+    assert set(made["candidates"][0]) == {"size", "memory", "seconds", "fits"}
 
 
 @first
@@ -110,11 +122,11 @@ def test_a_loss_that_takes_other_targets_is_named(path, capsys):
 
 
 @first
-def test_ctrl_c_ends_it_without_a_word(path, capsys, monkeypatch):
+def test_ctrl_c_ends_it_with_a_word(path, capsys, monkeypatch):
     def interrupt(self, *arguments, **keywords):
         raise KeyboardInterrupt
 
     save(path)
     monkeypatch.setattr(keras.Model, "fit", interrupt)
     assert plan(path) == 130
-    assert not capsys.readouterr().err
+    assert capsys.readouterr().err == "Stopped.\n"

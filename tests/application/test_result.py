@@ -81,6 +81,8 @@ def test_figures_that_a_task_no_longer_has_are_left_out():
     task = registry.find("reviews-multitask")
     first, second = task.figures
     both = result.record({first: 0.5, second: 0.25}, updates=3)
-    assert result.in_words(both, task) == f"{first.in_words(0.5)}, {second.in_words(0.25)}"
+    found = result.figures(both, task)
+    assert found == {first: 0.5, second: 0.25}
+    assert result.in_words(found) == f"{first.in_words(0.5)}, {second.in_words(0.25)}"
     del both["figures"][first.name]
-    assert result.in_words(both, task) == (second.in_words(0.25))
+    assert result.figures(both, task) == {second: 0.25}

@@ -87,9 +87,10 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(UpdateHistory, "on_train_begin", interrupt)
-    assert runs.train(tmp_path / "run") == 130
-    line = capsys.readouterr().out.splitlines()[-1]
-    assert line.endswith(f"tensorflow-ranger train --resume --output {tmp_path / 'run'}")
+    assert runs.train(tmp_path / "a run") == 130
+    assert capsys.readouterr().err == (
+        f"Stopped. Resume with: tensorflow-ranger train --resume --output '{tmp_path / 'a run'}'\n"
+    )
 
 
 @first
@@ -186,7 +187,7 @@ def test_a_run_killed_between_its_checkpoints_goes_on_from_the_previous(stopped,
     checkpoint.unlink()
     assert runs.train(stopped, "--resume") == 0
     note, resuming, *_ = capsys.readouterr().out.splitlines()
-    assert note == f"{checkpoint} does not exist. Going on from checkpoint.previous.keras"
+    assert note == f"{checkpoint} does not exist. Continuing from checkpoint.previous.keras"
     assert resuming.startswith("Resuming after epoch 2: ")
     runs.assert_same_run(stopped, finished)
 

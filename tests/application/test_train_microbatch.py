@@ -52,6 +52,7 @@ def test_a_run_records_its_micro_batch(micro_batched):
         "seed": 0,
         "microbatch": 32,
         "memory_limit": None,
+        "trim_padding": False,
         "noise_scale": False,
         "microbatch_plan": {"chosen": 32, "reason": "The size was given."},
     }

@@ -107,6 +107,6 @@ def test_a_checkpoint_cut_in_half(undisturbed, tmp_path, capsys):
     assert runs.train(tmp_path, "--resume", "--epochs", str(EPOCHS)) == 0
     note, resuming, *_ = capsys.readouterr().out.splitlines()
     assert note.startswith(f"{checkpoint} is no checkpoint that can be resumed: ")
-    assert note.endswith(". Going on from checkpoint.previous.keras")
+    assert note.endswith(". Continuing from checkpoint.previous.keras")
     assert resuming.startswith("Resuming after epoch 1: ")
     runs.assert_same_run(tmp_path, undisturbed)

@@ -39,6 +39,7 @@ APPLICATION_ROOMS = [
     {"tasks"},
     {"options"},
     {"frameworks", "keras_backend", "byte_counts"},
+    {"interrupts"},
     {"silence", "spelling", "errors"},
     {"__init__"},
 ]

@@ -1,26 +1,36 @@
 """``tensorflow-ranger info``."""
 
+import json
 import platform
 from importlib import metadata
 
+from tensorflow_ranger_cli import options
 from tensorflow_ranger_cli.keras_backend import BACKENDS, import_keras, installed_backends
 
 
-def info():
+def info(as_json: options.Json = False):
     """Print versions, the active backend and its devices."""
     installed = installed_backends()
-    _line("tensorflow-ranger", metadata.version("tensorflow-ranger"))
-    _line("Keras", metadata.version("keras"))
-    _line("NumPy", metadata.version("numpy"))
-    _line("Python", platform.python_version())
-    for name in BACKENDS:
-        _line(name, installed.get(name, "not installed"))
-    active = import_keras()
+    versions = {
+        "tensorflow-ranger": metadata.version("tensorflow-ranger"),
+        "Keras": metadata.version("keras"),
+        "NumPy": metadata.version("numpy"),
+        "Python": platform.python_version(),
+        **{name: installed.get(name) for name in BACKENDS},
+    }
+    if not as_json:
+        for name, version in versions.items():
+            _print_line(name, version or "not installed")
+    backend = import_keras()
     from tensorflow_ranger_cli import frameworks
 
-    _line("backend", f"{active} {installed.get(active, '')}".rstrip())
-    _line("devices", ", ".join(frameworks.devices()))
+    devices = frameworks.devices()
+    if as_json:
+        print(json.dumps({"versions": versions, "backend": backend, "devices": devices}, indent=2))
+        return
+    _print_line("backend", f"{backend} {versions[backend] or ''}".rstrip())
+    _print_line("devices", ", ".join(devices))
 
 
-def _line(name, value):
+def _print_line(name, value):
     print(f"{name + ':':<19}{value}")

@@ -1,5 +1,8 @@
 """``tensorflow-ranger plan``."""
 
+import dataclasses
+import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tensorflow_ranger_cli import options
-from tensorflow_ranger_cli.errors import STOPPED, CommandError, UsageError
+from tensorflow_ranger_cli.errors import CommandError, UsageError
 from tensorflow_ranger_cli.keras_backend import import_keras
 from tensorflow_ranger_cli.runs.checkpoint import UNREADABLE
 from tensorflow_ranger_cli.silence import silent_stderr
@@ -36,25 +39,24 @@ def plan(
         ),
     ] = None,
     backend: options.Backend = None,
+    as_json: options.Json = False,
 ):
-    """Measure the micro-batch sizes that train MODEL on batches of N samples.
+    """Measure which micro-batch size trains a model fastest.
 
-    Trains on random data, in memory only: the file stays as it is. Prints the memory and the time
-    of each size, and which is the fastest that fits.
+    Trains MODEL with batches of N samples on random data, in memory only: the file stays as it is.
+    Prints the memory and the time of each size, and which is the fastest that fits.
     """
     if not path.is_file():
         raise UsageError(f"{path} must be a Keras model file: got none. Write it by model.save")
     import_keras(backend)
     model = _load(path)
-    if not model.compiled:
+    was_compiled = model.compiled
+    if not was_compiled:
         model.compile(**UNCOMPILED)
-        print(f"{path} was saved without compile: measured with sgd and mse.")
     try:
         _measure(model, batch_size, memory_limit, length)
     except CommandError:
         raise
-    except KeyboardInterrupt:
-        raise typer.Exit(STOPPED) from None
     except MemoryError as error:
         raise CommandError(str(error)) from error
     except Exception as error:  # whatever the model's own layers and losses raise
@@ -62,7 +64,11 @@ def plan(
             f"{path} does not train on random data: got {type(error).__name__}, {error}. "
             "Plan in Python with data of your own: tensorflow_ranger.microbatch(model, 'auto')"
         ) from error
-    print(model.microbatch_plan)
+    if not was_compiled:
+        note = f"{path} was saved without compile: measured with sgd and mse."
+        print(note, file=sys.stderr)
+    made = model.microbatch_plan
+    print(json.dumps(dataclasses.asdict(made), indent=2) if as_json else made)
 
 
 def _load(path):

@@ -23,14 +23,15 @@ def predict(
         typer.Argument(
             metavar="FILE...",
             help="What to use the model on: an image of a digit (digits, mnist), a text file or a "
-            "text in quotes (reviews, reviews-multitask, and brown, which goes on with it).",
+            "text in quotes (reviews, reviews-multitask, and brown, which continues it).",
         ),
     ],
     backend: options.Backend = None,
 ):
-    """Use a trained model on input of your own, and print a line for each FILE.
+    """Use a trained model on your own files or texts.
 
-    Images may be dark on light or light on dark, of any size, with one digit on each.
+    Prints a line for each FILE. Images may be dark on light or light on dark, of any size, with one
+    digit on each.
     """
     directory = RunDirectory(path)
     task = _task(directory)
@@ -51,12 +52,12 @@ def _task(directory):
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(
             f"DIR must be the directory of a run: got {directory.path} ({error}). "
-            "Train one by: tensorflow-ranger train"
+            "Train one with: tensorflow-ranger train"
         ) from error
     if not directory.model.is_file():
         raise UsageError(
             f"DIR must hold a finished run: got {directory.path}, without "
-            f"{directory.model.name}. Go on with it by: tensorflow-ranger train --resume --output "
+            f"{directory.model.name}. Continue it with: tensorflow-ranger train --resume --output "
             f"{directory.path}"
         )
     return registry.find(name)

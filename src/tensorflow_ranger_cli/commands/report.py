@@ -25,11 +25,12 @@ def report(
         ),
     ] = None,
 ):
-    """Write a page on a run, or on several side by side, that any browser opens from disk.
+    """Write a page on one run, or several side by side.
 
-    It shows the result, loss and metrics against updates and against samples, the batch, the
-    micro-batch and why it was chosen, time and memory, the noise scale if train measured it, and
-    the command that repeats the run. A run that still trains is shown up to its last epoch.
+    Any browser opens it from disk. It shows the result, loss and metrics against updates and
+    against samples, the batch, the micro-batch and why it was chosen, time and memory, the noise
+    scale if train measured it, and the command that repeats the run. A run that still trains is
+    shown up to its last epoch.
     """
     if importlib.util.find_spec("plotly") is None:
         raise CommandError(

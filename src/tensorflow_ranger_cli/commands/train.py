@@ -1,7 +1,6 @@
 """``tensorflow-ranger train``."""
 
 import contextlib
-import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tensorflow_ranger_cli import options
-from tensorflow_ranger_cli.errors import CommandError, UsageError
+from tensorflow_ranger_cli.errors import UsageError
 from tensorflow_ranger_cli.keras_backend import import_keras
 from tensorflow_ranger_cli.runs import launch
 from tensorflow_ranger_cli.runs.run import Run
@@ -19,6 +18,7 @@ from tensorflow_ranger_cli.silence import silent_stdout
 from tensorflow_ranger_cli.tasks import registry
 
 OF_TASK = f"TASK's; {{}} for {registry.DEFAULT}"
+OPTIMIZERS = ("sgd", "adamw", "radam", "ranger", "ranger21")  # those that the help describes
 MAXIMUM_SEED = 2**32 - 1
 
 
@@ -26,7 +26,11 @@ def train(
     context: typer.Context,
     task: Annotated[
         str,
-        typer.Argument(help="What to train: " + ", ".join(registry.names()) + ".", metavar="TASK"),
+        typer.Argument(
+            help="What to train: " + ", ".join(registry.names()) + ".",
+            metavar="TASK",
+            autocompletion=options.completion(registry.names()),
+        ),
     ] = Settings.task,
     optimizer: Annotated[
         str,
@@ -36,6 +40,7 @@ def train(
             "gradients), ranger21 (ranger on adamw, with clipping, normalization and a learning "
             "rate that rises and falls), or another by its Keras name: adam, lion, ...",
             metavar="NAME",
+            autocompletion=options.completion(OPTIMIZERS),
             show_default=OF_TASK.format("sgd"),
         ),
     ] = Settings.optimizer,
@@ -81,6 +86,14 @@ def train(
         ),
     ] = None,
     memory_limit: options.MemoryLimit = Settings.memory_limit,
+    trim_padding: Annotated[
+        bool,
+        typer.Option(
+            "--trim-padding",
+            help="Trim each micro-batch of padded samples, such as texts, to its longest one. The "
+            "report tells how much padding that leaves out.",
+        ),
+    ] = Settings.trim_padding,
     epochs: Annotated[
         int,
         typer.Option(
@@ -130,7 +143,7 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the run in DIR exactly where it stopped, with its settings. "
+            help="Continue the run in DIR exactly where it stopped, with its settings. "
             "Only --epochs may differ, to train on, and --memory-limit.",
         ),
     ] = False,
@@ -143,14 +156,14 @@ def train(
         typer.Option("--quiet", help="Print warnings and errors only."),
     ] = False,
 ):
-    """Train a network on real data: without TASK, the founding CNN on 4,000 handwritten digits.
+    """Train a network on real data.
+
+    Without TASK, that is a small CNN on 4,000 handwritten digits; tensorflow-ranger tasks lists the
+    others, with the defaults of each.
 
     The gradients of K micro-batches make one update, or, with --microbatch, those of one batch,
     which then need not fit the memory as a whole. DIR gets the trained model (model.keras),
-    the history (history.csv), a picture of loss and metrics with the updates marked
-    (curves.png), the settings (settings.json), and a checkpoint to resume from.
-
-    tensorflow-ranger tasks lists what TASK may be, and the defaults of each.
+    the history (history.csv), the settings (settings.json), and a checkpoint to resume from.
     """
     sources = {name: context.get_parameter_source(name) for name in Settings.names()}
     given = {
@@ -161,22 +174,29 @@ def train(
     registry.find(task)
     if resume and force:
         raise UsageError(
-            "--resume goes on with a run and --force replaces it: got both. Leave one out"
+            "--resume continues a run and --force replaces it: got both. Leave one out"
         )
     launched = launch.detect(os.environ)
+    kind = RunDirectory if launched.process == 0 else ReadOnlyRunDirectory
+    directory = kind(Path("runs") / task if output is None else output)
     with silent_stdout() if quiet or launched.process else contextlib.nullcontext():
-        kind = RunDirectory if launched.process == 0 else ReadOnlyRunDirectory
-        directory = kind(Path("runs") / task if output is None else output)
-        if resume or (launched.restarts and directory.has_checkpoint()):
-            settings, record, choice = _stored(directory, given, resume)
-        else:
-            settings, record, choice = Settings.new(given), {}, None
-        chosen = registry.find(settings.task)
-        _require_packages(chosen)
-        with contextlib.nullcontext() if record else directory.begun(force):
-            settings = settings.on(import_keras(settings.backend))
-            with launch.joined(launched, settings.backend) as engine:
-                Run(chosen, directory, settings, record, choice, launched, engine).train()
+        try:
+            _train(launched, directory, given, resume, force)
+        except KeyboardInterrupt:
+            raise directory.stopped() from None
+
+
+def _train(launched, directory, given, resume, force):
+    if resume or (launched.restarts and directory.has_checkpoint()):
+        settings, record, choice = _stored(directory, given, resume)
+    else:
+        settings, record, choice = Settings.new(given), {}, None
+    task = registry.find(settings.task)
+    task.data.locate()
+    with contextlib.nullcontext() if record else directory.begun(force):
+        settings = settings.on(import_keras(settings.backend))
+        with launch.joined(launched, settings.backend) as engine:
+            Run(task, directory, settings, record, choice, launched, engine).train()
 
 
 def _stored(directory, given, resume):
@@ -193,15 +213,6 @@ def _stored(directory, given, resume):
     if new != (stored if new.backend else stored.on(None)):
         raise UsageError(
             f"{directory.path} holds a run with other settings than the one started again. "
-            "Go on with that run by --resume, or choose another --output"
+            "Continue that run with --resume, or choose another --output"
         )
     return stored, record, choice
-
-
-def _require_packages(task):
-    task.data.locate()
-    if importlib.util.find_spec("matplotlib") is None:
-        raise CommandError(
-            "the curves need matplotlib, which is not installed. "
-            'Run: pip install "tensorflow-ranger[examples]"'
-        )

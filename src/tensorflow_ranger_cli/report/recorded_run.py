@@ -8,12 +8,12 @@ import numpy as np
 
 from tensorflow_ranger_cli.errors import CommandError, UsageError
 from tensorflow_ranger_cli.options import AUTO
+from tensorflow_ranger_cli.report.means import single_values, window_means
 from tensorflow_ranger_cli.runs import result as results
-from tensorflow_ranger_cli.runs.curves import single_values, window_means
 from tensorflow_ranger_cli.runs.run_directory import NOISE, RunDirectory
 from tensorflow_ranger_cli.tasks import registry
 
-MOST_POINTS = 2000  # of a curve; a browser draws several such at once
+MOST_POINTS = 1000  # of a curve; its chart is half as many pixels wide
 
 
 def read(path):
@@ -30,7 +30,7 @@ def read(path):
     if not directory.has_checkpoint():
         raise UsageError(
             f"DIR must be the directory of a run: got {path}, without {directory.checkpoint.name}. "
-            f"Train one by: tensorflow-ranger train --output {path}"
+            f"Train one with: tensorflow-ranger train --output {path}"
         )
     settings, record, choice = directory.read()
     try:
@@ -105,7 +105,7 @@ class Recorded:
         candidates: List of the `Candidate`s that were looked at.
         noise: The rows of the history that hold a noise scale.
         measured: As given, or an empty dict.
-        result: The figures of the saved model, in words, or None.
+        figures: The numbers of the saved model, by `Figure`.
         difference: Why they are not the last epoch's, in a sentence, or None.
         note: As given.
         task: `Task`.
@@ -127,9 +127,9 @@ class Recorded:
         self.measured = measured or {}
         self.task = registry.find(settings.task)
         self.epochs, rows = record["epochs"], record["micro_batches"]
-        self.result = self.difference = None
+        self.figures, self.difference = {}, None
         if result is not None:
-            self.result = results.in_words(result, self.task)
+            self.figures = results.figures(result, self.task)
             self.difference = results.difference_in_words(result, self.epochs)
         per_epoch = len(rows) // max(len(self.epochs), 1)
         if per_epoch * len(self.epochs) != len(rows):
@@ -225,6 +225,11 @@ class Recorded:
         if not self._seconds:
             return None
         return statistics.median(self._seconds[1:] or self._seconds)
+
+    @property
+    def total_seconds(self):
+        """Seconds of training in all epochs, or None."""
+        return sum(self._seconds) * self.samples if self._seconds else None
 
     @property
     def memory(self):

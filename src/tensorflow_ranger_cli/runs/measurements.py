@@ -27,12 +27,14 @@ class Measurements(keras.callbacks.Callback):
         record: Dict of what JSON can hold: "samples", "devices", "epochs" (a list with a dict for
             each: "epoch", "seconds" of its training without what follows it, "peak_memory" in
             bytes or None, and "skipped_micro_batches" so far or None), "candidates" of the
-            micro-batch plan, "noise_advice" and "noise_averages".
+            micro-batch plan, "padding" of it (how much is computed, in words, or None),
+            "noise_advice" and "noise_averages".
     """
 
     def __init__(self, samples, devices, record=None, noise=None):
         super().__init__()
-        new = {"epochs": [], "candidates": [], "noise_advice": None, "noise_averages": None}
+        new = {"epochs": [], "candidates": [], "padding": None}
+        new |= {"noise_advice": None, "noise_averages": None}
         self.record = new | (record or {}) | {"samples": samples, "devices": devices}
         self._noise = noise
 
@@ -66,6 +68,8 @@ class Measurements(keras.callbacks.Callback):
         record = self.record
         record["epochs"] = [*record["epochs"], row]
         plan = getattr(self.model, "microbatch_plan", None)
+        if plan is not None:
+            record["padding"] = plan.padding
         if plan is not None and plan.candidates:
             record["candidates"] = [dataclasses.asdict(candidate) for candidate in plan.candidates]
         if self._noise is not None:

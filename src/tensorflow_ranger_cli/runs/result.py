@@ -12,17 +12,20 @@ def record(judged, updates):
     return {"figures": figures, "updates": updates}
 
 
-def in_words(result, task):
-    """Return the figures of a result, those that the task still has.
+def figures(result, task):
+    """Return the numbers of a result by `Figure`, of those that the task still has.
 
     Args:
         result: What `record` returned.
         task: `Task`.
     """
-    figures = result["figures"]
-    return ", ".join(
-        figure.in_words(figures[figure.name]) for figure in task.figures if figure.name in figures
-    )
+    numbers = result["figures"]
+    return {figure: numbers[figure.name] for figure in task.figures if figure.name in numbers}
+
+
+def in_words(figures):
+    """Return the numbers that `figures` returned, with their names."""
+    return ", ".join(figure.in_words(number) for figure, number in figures.items())
 
 
 def difference_in_words(result, epochs):

@@ -2,13 +2,13 @@
 
 import importlib
 import os
+import shlex
 import sys
 
-import typer
-
-from tensorflow_ranger_cli.errors import STOPPED, CommandError, UsageError
+from tensorflow_ranger_cli import interrupts
+from tensorflow_ranger_cli.errors import CommandError, UsageError
 from tensorflow_ranger_cli.options import AUTO
-from tensorflow_ranger_cli.runs import curves, result
+from tensorflow_ranger_cli.runs import result
 from tensorflow_ranger_cli.runs.optimizer import build_optimizer
 from tensorflow_ranger_cli.silence import silent_stderr
 
@@ -82,7 +82,6 @@ class Run:
         if not self._writes:
             return None
         self.updates = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
-        self._draw(samples)
         judged = self._judged(model, held_out, evaluation)
         stored = result.record(judged, self.updates)
         directory.write_result(stored)
@@ -110,6 +109,10 @@ class Run:
 
     def _check_rows(self, samples):
         settings, processes = self._settings, self._launched.processes
+        if settings.trim_padding and self._together:
+            raise UsageError(
+                "--trim-padding is for one device of one process: got more. Leave it out"
+            )
         if processes == 1:
             return
         if settings.microbatch == AUTO:
@@ -146,7 +149,12 @@ class Run:
 
         settings = self._settings
         if settings.microbatch is not None:
-            microbatch(model, settings.microbatch, memory_limit=settings.memory_limit)
+            microbatch(
+                model,
+                settings.microbatch,
+                memory_limit=settings.memory_limit,
+                padding=self._task.padding if settings.trim_padding else None,
+            )
         elif self._together:
             # Keras' own step would weigh the processes alike, whose parts may differ.
             microbatch(model, -(-settings.batch_size // self._launched.processes))
@@ -193,19 +201,23 @@ class Run:
             keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: self._keep(model)),
         ]
         try:
-            model.fit(
-                rows,
-                shuffle=False,  # the batches are in an order of their own
-                initial_epoch=len(self._history.epochs),
-                epochs=self._settings.epochs,
-                callbacks=callbacks,
-                verbose=1 if bars else 0,
-                **validation,
-            )
+            with interrupts.remembered() as raise_again:
+                stop = keras.callbacks.LambdaCallback(
+                    on_train_batch_end=lambda batch, logs: raise_again()
+                )
+                model.fit(
+                    rows,
+                    shuffle=False,  # the batches are in an order of their own
+                    initial_epoch=len(self._history.epochs),
+                    epochs=self._settings.epochs,
+                    callbacks=[*callbacks, stop],
+                    verbose=1 if bars else 0,
+                    **validation,
+                )
         except KeyboardInterrupt:
-            path = self._directory.path
-            print(f"\nStopped. Go on by: tensorflow-ranger train --resume --output {path}")
-            raise typer.Exit(STOPPED) from None
+            if bars:
+                print()  # the bar's line has no end
+            raise
         except MemoryError as error:
             raise CommandError(str(error)) from error
 
@@ -222,24 +234,6 @@ class Run:
             return self._choice
         return {"chosen": plan.chosen, "reason": plan.reason}
 
-    def _draw(self, samples):
-        settings = self._settings
-        title = (
-            f"{self._task.title}: {settings.optimizer_in_words}, {settings.batch_in_words} per "
-            f"update ({settings.backend}, seed {settings.seed})"
-        )
-        point = "micro-batch" if settings.microbatch is None else "batch"
-        figure = curves.draw(
-            self._history,
-            self.updates,
-            samples,
-            settings.batch_size,
-            title,
-            point,
-            self._task.metrics,
-        )
-        self._directory.write_curves(figure)
-
     def _conclude(self, stored):
         if self._choice is not None:
             print(f"Micro-batches of {self._choice['chosen']}. {self._choice['reason']}")
@@ -248,8 +242,10 @@ class Run:
         difference = result.difference_in_words(stored, self._history.epochs)
         if difference is not None:
             print(difference)
+        path = self._directory.path
         print(
-            f"Held-out {result.in_words(stored, self._task)}. "
-            f"Model, history, curves and settings are in {self._directory.path}: "
-            f"{', '.join(file.name for file in self._directory.results)}"
+            f"Held-out {result.in_words(result.figures(stored, self._task))}. "
+            f"Model, history and settings are in {path}: "
+            f"{', '.join(file.name for file in self._directory.results)}. "
+            f"Look at it with: tensorflow-ranger report {shlex.quote(str(path))}"
         )

@@ -8,13 +8,12 @@ import contextlib
 import csv
 import dataclasses
 import json
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
 
-import typer
-
-from tensorflow_ranger_cli.errors import CommandError, UsageError
+from tensorflow_ranger_cli.errors import CommandError, Stopped, UsageError
 from tensorflow_ranger_cli.runs import checkpoint
 
 NOISE = ("noise_scale", "noise_scale_low", "noise_scale_high")
@@ -40,9 +39,8 @@ class RunDirectory:
         self.previous = path / "checkpoint.previous.keras"
         self.model = path / "model.keras"
         self.history = path / "history.csv"
-        self.curves = path / "curves.png"
         self.settings = path / "settings.json"
-        self.results = (self.model, self.history, self.curves, self.settings)
+        self.results = (self.model, self.history, self.settings)
         self.note = None
         self.measured = None
         self.result = None
@@ -53,9 +51,9 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def begun(self, force=False):
-        """Make the directory for a new run; return the context that the run takes place in.
+        """Look for room for a new run; return the context that the run takes place in.
 
-        An earlier run here is deleted when the first checkpoint takes its place. An error before
+        The first checkpoint makes the directory, and deletes an earlier run here. An error before
         the first epoch is done deletes what the new run has written; Ctrl-C does not.
 
         Args:
@@ -65,30 +63,28 @@ class RunDirectory:
             UsageError: It holds such a run already.
             CommandError: It cannot be made or written to.
         """
-        made = []
-        try:
-            with writing(self.path):
-                self._replaced = [file for file in self._files if file.exists()]
-                if self._replaced and not force and self._has_epochs():
-                    raise UsageError(
-                        f"{self.path} already holds {', '.join(f.name for f in self._replaced)}. "
-                        "Go on with that run by --resume, replace it by --force, or choose "
-                        "another --output"
-                    )
-                made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        with writing(self.path):
+            self._replaced = [file for file in self._files if file.exists()]
+            if self._replaced and not force and self._has_epochs():
+                raise UsageError(
+                    f"{self.path} already holds {', '.join(f.name for f in self._replaced)}. "
+                    "Continue that run with --resume, replace it with --force, or choose "
+                    "another --output"
+                )
+            made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+            try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                probe = self.path / ".writable"
-                probe.touch()
-                probe.unlink()
+                tempfile.TemporaryFile(dir=self.path).close()
+            finally:
+                _remove_empty(made)
+        try:
             yield
         except BaseException as error:
-            failed = not isinstance(error, typer.Exit | KeyboardInterrupt)
+            failed = not isinstance(error, KeyboardInterrupt)
             if failed and self._whole is not None and not self._epochs:
                 for file in self._files:
                     file.unlink(missing_ok=True)
-            for folder in made:
-                with contextlib.suppress(OSError):  # what was written is there
-                    folder.rmdir()
+            _remove_empty(made)
             raise
 
     def _has_epochs(self):
@@ -120,7 +116,7 @@ class RunDirectory:
             except (UsageError, CommandError):
                 raise error from None
             damage = str(error).removeprefix("nothing to resume: ").partition(". ")[0]
-            self.note = f"{damage}. Going on from {self.previous.name}"
+            self.note = f"{damage}. Continuing from {self.previous.name}"
             return state
 
     def _read(self, path):
@@ -226,13 +222,12 @@ class RunDirectory:
 
         self._replace(self.history, write)
 
-    def write_curves(self, figure):
-        """Write a matplotlib figure as PNG.
-
-        Raises:
-            CommandError: The file cannot be written.
-        """
-        self._replace(self.curves, lambda path: figure.savefig(path, dpi=150))
+    def stopped(self):
+        """Return the `Stopped` that says how to go on from what was read or written."""
+        if self._whole is None:
+            return Stopped()
+        path = shlex.quote(str(self.path))
+        return Stopped(f"Resume with: tensorflow-ranger train --resume --output {path}")
 
     def has_checkpoint(self):
         """Return whether there is a checkpoint, whole or not."""
@@ -247,10 +242,11 @@ class RunDirectory:
         return *self._checkpoints, *self.results
 
     def _replace(self, path, write):
-        # The name keeps its ending, which Keras and matplotlib go by.
+        # The name keeps its ending, which Keras goes by.
         temporary = path.with_name(f".{path.name}")
         with writing(path):
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 write(temporary)
                 temporary.replace(path)
             finally:
@@ -278,6 +274,12 @@ class ReadOnlyRunDirectory(RunDirectory):
             write(Path(folder) / path.name)
 
 
+def _remove_empty(folders):
+    for folder in folders:
+        with contextlib.suppress(OSError):  # what was written is there
+            folder.rmdir()
+
+
 @contextlib.contextmanager
 def writing(path):
     """Turn an error of the operating system into one line.
@@ -293,5 +295,5 @@ def writing(path):
     except OSError as error:
         raise CommandError(
             f"{path} cannot be written: {error.strerror or error}. "
-            "Free or choose a place that can be, by --output"
+            "Choose a writable place with --output"
         ) from error

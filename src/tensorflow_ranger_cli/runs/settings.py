@@ -34,6 +34,7 @@ class Settings:
             micro-batch.
         memory_limit: Bytes that training may need, or None. It decides nothing but the size that
             "auto" finds.
+        trim_padding: Whether micro-batches are trimmed to their longest sample.
         noise_scale: Whether the noise scale is measured. Sums go another way then, and differ in
             rounding.
     """
@@ -50,6 +51,7 @@ class Settings:
     seed: int = 0
     microbatch: int | str | None = None
     memory_limit: int | None = None
+    trim_padding: bool = False
     noise_scale: bool = False
 
     @classmethod
@@ -161,6 +163,22 @@ class Settings:
                 "an --optimizer without it, such as radam"
             )
 
+    def _check_padding(self):
+        if registry.find(self.task).padding is None:
+            raise UsageError(
+                "--trim-padding is for tasks whose samples are padded, such as reviews: got "
+                f"{self.task}. Leave --trim-padding out"
+            )
+        for other, contradicts in {
+            "without --microbatch, which cuts the batch": self.microbatch is None,
+            "with --noise-scale, which needs samples in random order": self.noise_scale,
+        }.items():
+            if contradicts:
+                raise UsageError(
+                    f"--trim-padding sorts a batch by length and cuts it: got it {other}. "
+                    "Leave --trim-padding out"
+                )
+
     def checked(self):
         """Return these settings.
 
@@ -182,6 +200,8 @@ class Settings:
                 f"--microbatch must be <= --batch-size, which is {self.batch_size}: "
                 f"got {self.microbatch}. Give the {self.samples} of an update by --batch-size"
             )
+        if self.trim_padding:
+            self._check_padding()
         whole = (
             self.accumulation_steps == 1
             if self.microbatch is None

@@ -138,7 +138,7 @@ def _stretches(text):
 TASK = Task(
     name="brown",
     title="Brown corpus",
-    summary="six million characters of English, a GRU that foretells the next",
+    summary="six million characters of English, a GRU that predicts the next one",
     samples="stretches of text",
     data=FILE,
     load=load,

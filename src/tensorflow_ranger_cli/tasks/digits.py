@@ -1,4 +1,4 @@
-"""Handwritten digits: 5,000 real images and the founding CNN."""
+"""Handwritten digits: 5,000 real images and a small CNN."""
 
 import gzip
 import io
@@ -45,7 +45,7 @@ def load():
 
 
 def build_model(seed):
-    """Return the founding CNN: two convolutions, 108,618 parameters.
+    """Return a small CNN: two convolutions, 108,618 parameters.
 
     Args:
         seed: Integer >= 0; the initial weights are a function of it alone.
@@ -76,7 +76,7 @@ def build_model(seed):
 TASK = Task(
     name="digits",
     title="Handwritten digits",
-    summary="5,000 real handwritten digits, the founding CNN",
+    summary="5,000 real handwritten digits, a small CNN",
     samples="images",
     data=FILE,
     load=load,

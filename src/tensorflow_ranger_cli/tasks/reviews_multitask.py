@@ -94,6 +94,7 @@ TASK = Task(
         "microbatch": 64,
         "epochs": 8,
     },
+    padding=reviews.PADDING,
     predict=predict,
     predicts="text files or texts",
 )

@@ -52,7 +52,7 @@ class Task:
 
     Args:
         name: What it is called on the command line, and what its entry point is called.
-        title: What the data is, in two or three words, above the curves.
+        title: What the data is, in two or three words.
         summary: One line for the list of tasks.
         samples: What its samples are called: "images".
         data: Where the data comes from, an `InPackage` or a `Downloaded`.
@@ -63,6 +63,8 @@ class Task:
         metrics: Names of the metrics in the history, whose curves are drawn.
         figures: What the trained model is judged by.
         defaults: Settings that differ from those of `Settings`.
+        padding: Number that stands behind the end of each sample, in sequences whose time axis the
+            model leaves open, or None.
         objects: Module that registers what saved models name beside Keras' own, or None.
         predict: Function of a trained model and a list of arguments that returns a line for each,
             or None.
@@ -80,6 +82,7 @@ class Task:
     metrics: tuple[str, ...]
     figures: tuple[Figure, ...]
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    padding: float | None = None
     objects: str | None = None
     predict: Callable[[Any, list[str]], list[str]] | None = None
     predicts: str = ""

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from tensorflow_ranger_cli.main import main
 from tensorflow_ranger_cli.runs.settings import Settings
 from tensorflow_ranger_cli.tasks import registry
 from tests.application import slices
@@ -37,6 +38,15 @@ def test_names():
         "spoken-digits",
         "spoken-strings",
     ]
+
+
+@first
+def test_the_list_in_json_is_one_document(capsys):
+    assert main(["tasks", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [task["name"] for task in listed] == NAMES
+    assert listed[0]["figures"] == [{"name": "accuracy", "bar": 0.95, "at_least": True}]
+    assert Settings(**listed[0]["settings"]) == Settings.new({})
 
 
 @pytest.mark.once

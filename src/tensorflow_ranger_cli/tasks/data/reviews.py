@@ -16,6 +16,7 @@ SENTIMENTS = ("negative", "neutral", "positive")
 NEUTRAL = 0.5  # scores of at most that are, from -4 to 4
 WORDS = 48  # of a text: 99 % have no more
 BUCKETS = 20_000
+PADDING = 0  # behind a text's end
 HELD_OUT = 3_000
 
 FILE = Downloaded(

@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from tensorflow_ranger_cli.tasks.data.reviews import BUCKETS, WORDS
+from tensorflow_ranger_cli.tasks.data.reviews import BUCKETS
 from tensorflow_ranger_cli.tasks.models.seeded import Seeded
 
 UNITS = 64
@@ -19,11 +19,11 @@ def read_words(seed):
         seed: Integer >= 0.
 
     Returns:
-        ``(words, features, seeded)``: the input of shape ``(n, 48)``, what is known of each text,
-        of shape ``(n, units)``, and the `Seeded` for the layers to come.
+        ``(words, features, seeded)``: the input of shape ``(n, words)``, what is known of each
+        text, of shape ``(n, units)``, and the `Seeded` for the layers to come.
     """
     seeded = Seeded(seed)
-    words = keras.Input((WORDS,), dtype="int32", name="words")
+    words = keras.Input((None,), dtype="int32", name="words")
     vectors = seeded.embedding(BUCKETS, UNITS, mask_zero=True)(words)
     mean = layers.GlobalAveragePooling1D()(seeded.dropout(DROPOUT)(vectors))
     return words, seeded.dropout(DROPOUT)(mean), seeded
