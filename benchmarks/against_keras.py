@@ -18,6 +18,7 @@ import matplotlib as mpl
 import numpy as np
 
 import tensorflow_ranger as ranger
+from tensorflow_ranger.backend.jax.memory import bytes_of, temporaries_of
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
@@ -94,8 +95,7 @@ class Row:
             _, step = self.model.make_train_function.__self__._step_for(data)
             return step.memory(self.state, data, SIZE)
         step = jax.jit(self.model.train_step, donate_argnums=0).lower(self.state, data)
-        held = sum(leaf.nbytes for leaf in jax.tree.leaves((self.state, data)))
-        return held + step.compile().memory_analysis().temp_size_in_bytes
+        return temporaries_of(step) + bytes_of((self.state, data))
 
 
 def measure(batch):
@@ -118,12 +118,9 @@ def measure(batch):
 
 def draw(path, measured):
     """Write the picture as SVG."""
-    plt.rcParams.update(
-        {"svg.hashsalt": "against_keras", "legend.labelcolor": INK, "font.size": 11}
-        | dict.fromkeys(
-            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
-        )
-    )
+    plt.rcParams.update({"svg.hashsalt": "against_keras", "font.size": 11})
+    for part in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"):
+        plt.rcParams[part] = INK
     figure, panels = plt.subplots(1, 3, figsize=(10.5, 3.6), layout="constrained")
     titles = ("Memory of an update, MB", "CPU time per sample, ms", "Difference from plain fit")
     scales = (1e-6, 1e3, 1)

@@ -34,7 +34,7 @@ def sentences():
     return words, words % 3
 
 
-def dense(*between, optimizer="adam", loss="mse", **output):
+def dense(*between, optimizer="adam", loss: object = "mse", **output):
     """Return a compiled network with one hidden layer, and `between` behind it."""
     hidden = layers.Dense(8, activation="tanh", kernel_regularizer="l2")
     model = keras.Sequential([keras.Input((8,)), hidden, *between, layers.Dense(2, **output)])
@@ -42,7 +42,7 @@ def dense(*between, optimizer="adam", loss="mse", **output):
     return model
 
 
-def tagger(length=LENGTH):
+def tagger(length: int | None = LENGTH):
     """Return a compiled network that gives every word a tag."""
     words = keras.Input((length,), dtype="int32")
     x = layers.Embedding(WORDS, 8, mask_zero=True)(words)

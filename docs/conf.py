@@ -22,15 +22,25 @@ html_title = f"{project} {release}"
 # Docstrings are written for people who read the source: `name` is code.
 default_role = "code"
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"
+autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
 
 _REPOSITORY = _Path(__file__).resolve().parent.parent
 
 
 def setup(app):
-    """Let the pages under notebooks/ be the notebooks."""
+    """Let the pages under notebooks/ be the notebooks, and formulas of docstrings be code."""
     app.connect("source-read", _read_notebook)
+    # Before napoleon, which indents the text of sections.
+    app.connect("autodoc-process-docstring", _set_formulas_as_code, priority=400)
+
+
+def _set_formulas_as_code(app, what, name, obj, options, lines):
+    """Mark indented formulas, which reStructuredText would set as quotations."""
+    for index in range(len(lines) - 1, 1, -1):
+        before, blank, line = lines[index - 2 : index + 1]
+        if line.startswith("    ") and not blank and before and not before.startswith(" "):
+            lines[index:index] = [".. code-block:: text", ""]
 
 
 def _read_notebook(app, page, source):
