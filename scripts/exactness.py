@@ -42,9 +42,14 @@ def table(columns):
     """Return the table of all cases."""
     head = f"| | {' | '.join(BACKENDS.values())} |\n| --- | ---: | ---: | ---: |\n"
     return head + "\n".join(
-        f"| {name} | {' | '.join(f'{column[name]:.0e}' for column in columns)} |"
+        f"| {name} | {' | '.join(number(column[name]) for column in columns)} |"
         for name in columns[0]
     )
+
+
+def number(value):
+    """Return one digit of `value`."""
+    return f"{value:.0e}" if value < 0.01 else f"{value:.1g}"
 
 
 if __name__ == "__main__":
