@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import keras
 
-# What Keras' optimizers take as their learning rate.
-LearningRate = float | keras.optimizers.schedules.LearningRateSchedule | Callable
-
 # Arguments that an inner optimizer must do without, and what to suggest in their place.
 _REPLACED = {"gradient_accumulation_steps": "accumulation_steps", "loss_scale_factor": None}
+
+# What Keras' optimizers take as their learning rate.
+LearningRate = float | keras.optimizers.schedules.LearningRateSchedule | Callable
 
 
 def resolve(
