@@ -32,7 +32,7 @@ KERAS_CEILING := 3.16
 # What both ends run: the contract tests of backend/keras_internals are in tests/unit/backend.
 CORE := tests/unit/optimizers tests/unit/accumulation tests/unit/backend tests/conformance
 
-.PHONY: help train test test-thorough test-rest test-clients test-faults floor ceiling check bench docs clean
+.PHONY: help train test test-thorough test-rest test-clients test-faults floor ceiling check bench docs release clean
 
 help:
 	@echo "make train   train the founding network (ARGS='--epochs 3 --backend jax')"
@@ -45,6 +45,7 @@ help:
 	@echo "make check   check format, style and types"
 	@echo "make bench   run the benchmarks (BACKENDS=jax BENCHES=benchmarks.fused ARGS=...)"
 	@echo "make docs    build the documentation into site/"
+	@echo "make release build and check what a release uploads, in dist/; uploads nothing"
 	@echo "make clean   delete what the other targets made, but for .venv and runs/"
 
 $(VENV)/.train: pyproject.toml constraints.txt
@@ -61,6 +62,10 @@ $(VENV)/.dev: $(VENV)/.train
 $(VENV)/.clients: $(VENV)/.dev
 	$(PIP) --group clients
 	$(PIP) --no-deps keras-hub
+	touch $@
+
+$(VENV)/.release: $(VENV)/.dev
+	$(PIP) --group release
 	touch $@
 
 $(VENV)/.faults: $(VENV)/.data
@@ -122,6 +127,14 @@ bench: $(VENV)/.dev
 docs: $(VENV)/.dev
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/sphinx-build --fail-on-warning --fresh-env --quiet docs site
 	@echo "site/index.html"
+
+# The wheel is built from the sdist. CONTRIBUTING.md has the other steps of a release.
+release: $(VENV)/.release
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/towncrier build --draft > dist/CHANGES.md
+	$(BIN)/python -m pytest -m "" tests/docs/test_distributions.py
 
 clean:
 	rm -rf build dist site .hypothesis .pytest_cache .ruff_cache

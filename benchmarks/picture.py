@@ -33,7 +33,7 @@ def measure(problem):
 def needed(row, size):
     """Return the bytes XLA says that the row's step needs."""
     data = (*row.batches[0], None)
-    step = row.model.make_train_function.__self__._step_for(data)
+    _, step = row.model.make_train_function.__self__._step_for(data)
     return step.memory(row.state, data, size)
 
 

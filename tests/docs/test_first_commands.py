@@ -22,10 +22,9 @@ OFFLINE = {
 
 def first_commands():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition("## From nothing to a report\n")[2].partition("\n## ")[0]
+    section = text.partition("## From a terminal\n")[2].partition("From a clone")[0]
     lines = [line.strip() for line in section.splitlines() if line.startswith("    ")]
-    # The first release is not on the package index.
-    return [line.replace('"tensorflow-ranger[', f'"{ROOT}[') for line in lines]
+    return [line.replace('".[', f'"{ROOT}[') for line in lines]
 
 
 @pytest.mark.thorough

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from tests.marks import first
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("docs/**/*.md"))]
+
+LINK = re.compile(r"\]\(([^)]+)\)")
 
 SLOW = "mnist_data"  # a program with it trains on all digits
 
@@ -57,9 +60,32 @@ def test_code_of_the_pages_runs(program, tmp_path, monkeypatch):
             assert model.history.history["accuracy"][-1] > 0.8  # chance is 0.1
 
 
-def test_readme_has_code_for_every_backend():
-    words = {word for block in blocks_of(README) for word in block.words}
+def test_own_loops_have_code_for_every_backend():
+    words = {word for block in blocks_of(ROOT / "docs/own_loops.md") for word in block.words}
     assert words >= BACKENDS
+
+
+@pytest.mark.once
+def test_readme_is_short():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "CONTRIBUTING.md"])
+def test_links_lead_to_files_and_headings(name):
+    for target in LINK.findall((ROOT / name).read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        path, _, heading = target.partition("#")
+        page = ROOT / path
+        assert page.exists(), target
+        assert not heading or heading in headings_of(page), target
+
+
+def headings_of(page):
+    """Return the anchors of a page's headings, as GitHub and Sphinx make them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
 
 
 def test_founding_code_stands_in_the_readme_verbatim():

@@ -33,7 +33,7 @@ class AccumulationSchedule(keras.callbacks.Callback):
         https://arxiv.org/abs/1711.00489
     """
 
-    def __init__(self, steps):
+    def __init__(self, steps: dict[int, int]):
         super().__init__()
         if not isinstance(steps, dict):
             raise TypeError(

@@ -1,11 +1,15 @@
 """From what a user writes as `inner` to the optimizer that makes the updates."""
 
 import difflib
+from collections.abc import Callable
 
 import keras
 
 # Arguments that an inner optimizer must do without, and what to suggest in their place.
 _REPLACED = {"gradient_accumulation_steps": "accumulation_steps", "loss_scale_factor": None}
+
+# What Keras' optimizers take as their learning rate.
+LearningRate = float | keras.optimizers.schedules.LearningRateSchedule | Callable
 
 
 def resolve(

@@ -5,8 +5,11 @@ import keras
 from tensorflow_ranger.accumulation.buffer import accumulator_dtype
 from tensorflow_ranger.backend import arrays, keras_internals
 from tensorflow_ranger.optimizers.family import FamilyOptimizer
+from tensorflow_ranger.optimizers.inner import LearningRate
 from tensorflow_ranger.optimizers.slots import add_slot
 from tensorflow_ranger.rules import radam
+from tensorflow_ranger.rules.clipping import AdaptiveGradientClipping
+from tensorflow_ranger.rules.lookahead import Lookahead
 
 
 @keras.saving.register_keras_serializable(package="tensorflow_ranger")
@@ -49,16 +52,16 @@ class RAdam(FamilyOptimizer):
 
     def __init__(
         self,
-        learning_rate=1e-3,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
+        learning_rate: LearningRate = 1e-3,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
         *,
-        lookahead=None,
-        adaptive_clipping=None,
-        centralize=False,
-        evaluate_slow_weights=False,
-        name="radam",
+        lookahead: Lookahead | None = None,
+        adaptive_clipping: AdaptiveGradientClipping | None = None,
+        centralize: bool = False,
+        evaluate_slow_weights: bool = False,
+        name: str = "radam",
         **kwargs,
     ):
         super().__init__(

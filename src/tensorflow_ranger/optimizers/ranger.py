@@ -2,7 +2,9 @@
 
 import keras
 
+from tensorflow_ranger.optimizers.inner import LearningRate
 from tensorflow_ranger.optimizers.radam import RAdam
+from tensorflow_ranger.rules.clipping import AdaptiveGradientClipping
 from tensorflow_ranger.rules.lookahead import Lookahead
 
 DEFAULT_LOOKAHEAD = Lookahead(k=6, alpha=0.5)
@@ -42,16 +44,16 @@ class Ranger(RAdam):
 
     def __init__(
         self,
-        learning_rate=1e-3,
-        beta_1=0.95,
-        beta_2=0.999,
-        epsilon=1e-5,
+        learning_rate: LearningRate = 1e-3,
+        beta_1: float = 0.95,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-5,
         *,
         lookahead: Lookahead | None = DEFAULT_LOOKAHEAD,
-        adaptive_clipping=None,
-        centralize=True,
-        evaluate_slow_weights=False,
-        name="ranger",
+        adaptive_clipping: AdaptiveGradientClipping | None = None,
+        centralize: bool = True,
+        evaluate_slow_weights: bool = False,
+        name: str = "ranger",
         **kwargs,
     ):
         super().__init__(

@@ -12,6 +12,7 @@ from tensorflow_ranger.backend import arrays, keras_internals
 from tensorflow_ranger.checks import arguments
 from tensorflow_ranger.optimizers.family import FamilyOptimizer
 from tensorflow_ranger.optimizers.gradient_shaping import unit_axes
+from tensorflow_ranger.optimizers.inner import LearningRate
 from tensorflow_ranger.optimizers.slots import add_slot
 from tensorflow_ranger.rules import norm_loss, positive_negative_momentum, schedules
 from tensorflow_ranger.rules.bias_correction import bias_correction
@@ -92,28 +93,28 @@ class Ranger21(FamilyOptimizer):
 
     def __init__(
         self,
-        learning_rate=1e-3,
-        total_updates=None,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
+        learning_rate: LearningRate = 1e-3,
+        total_updates: int | None = None,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
         *,
-        weight_decay=1e-4,
+        weight_decay: float = 1e-4,
         positive_negative: float | None = 1.0,
-        paper_noise_norm=False,
-        norm_loss=1e-4,
+        paper_noise_norm: bool = False,
+        norm_loss: float = 1e-4,
         softplus: float | None = 50.0,
-        normalize=True,
+        normalize: bool = True,
         adaptive_clipping: AdaptiveGradientClipping | None = DEFAULT_CLIPPING,
-        centralize=True,
+        centralize: bool = True,
         lookahead: Lookahead | None = DEFAULT_LOOKAHEAD,
-        warm_up=True,
-        warm_up_updates=None,
-        warm_down=True,
-        warm_down_start=0.72,
-        least_learning_rate=3e-5,
-        evaluate_slow_weights=False,
-        name="ranger21",
+        warm_up: bool = True,
+        warm_up_updates: int | None = None,
+        warm_down: bool = True,
+        warm_down_start: float = 0.72,
+        least_learning_rate: float = 3e-5,
+        evaluate_slow_weights: bool = False,
+        name: str = "ranger21",
         **kwargs,
     ):
         super().__init__(

@@ -22,15 +22,16 @@ from tensorflow_ranger.optimizers.saved import SavedOptimizer
 from tensorflow_ranger.optimizers.slots import add_accumulator, array_of, whole_number
 from tensorflow_ranger.optimizers.slow_weights import SlowWeights
 from tensorflow_ranger.optimizers.window_length import WindowLength
+from tensorflow_ranger.rules.clipping import AdaptiveGradientClipping
+from tensorflow_ranger.rules.lookahead import Lookahead
 
 
 @keras.saving.register_keras_serializable(package="tensorflow_ranger")
 class RangerOptimizer(SavedOptimizer):
     """Updates once per window of micro-batches, with the window's mean gradient.
 
-    Train with a batch that is good for learning on a machine that holds less: give `fit` the
-    micro-batch that fits, and let `accumulation_steps` of them make one update. The weights follow
-    the trajectory of the large batch,
+    Give `fit` the micro-batch that fits into memory, and let `accumulation_steps` of them make one
+    update. The weights follow the trajectory of the large batch,
 
         G = (sum_k D_k g_k) / (sum_k D_k),
 
@@ -82,20 +83,20 @@ class RangerOptimizer(SavedOptimizer):
 
     def __init__(
         self,
-        learning_rate=None,
-        momentum=None,
+        learning_rate: inner_optimizers.LearningRate | None = None,
+        momentum: float | None = None,
         accumulation_steps: SupportsIndex | str | AccumulationSchedule = 4,
         inner: str | dict | keras.optimizers.Optimizer = "sgd",
         *,
-        max_accumulation_steps=None,
-        reduction="mean",
-        skip_nonfinite=True,
-        accumulator_dtype=None,
-        lookahead=None,
-        adaptive_clipping=None,
-        centralize=False,
-        evaluate_slow_weights=False,
-        name="ranger_optimizer",
+        max_accumulation_steps: SupportsIndex | None = None,
+        reduction: str = "mean",
+        skip_nonfinite: bool = True,
+        accumulator_dtype: str | None = None,
+        lookahead: Lookahead | None = None,
+        adaptive_clipping: AdaptiveGradientClipping | None = None,
+        centralize: bool = False,
+        evaluate_slow_weights: bool = False,
+        name: str = "ranger_optimizer",
         **kwargs,
     ):
         inner_optimizer = inner_optimizers.resolve(

@@ -2,6 +2,7 @@
 
 import numbers
 import warnings
+from collections.abc import Callable
 from typing import Any, SupportsIndex
 
 import keras
@@ -13,7 +14,13 @@ from tensorflow_ranger.training.gradient_inputs import checked_batch, checked_va
 
 
 def accumulate_gradients(
-    loss_fn, variables, batch, size: SupportsIndex, *, outputs_fn=None, has_aux: bool = False
+    loss_fn: Callable,
+    variables: Any,
+    batch: Any,
+    size: SupportsIndex,
+    *,
+    outputs_fn: Callable | None = None,
+    has_aux: bool = False,
 ) -> tuple[Any, Any]:
     """Return the loss of a batch and its gradients, computed one micro-batch at a time.
 

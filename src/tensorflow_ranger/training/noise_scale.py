@@ -58,7 +58,13 @@ class NoiseScale(keras.callbacks.Callback):
         McCandlish et al., 2018, equations 2.8 and A.2 to A.4. https://arxiv.org/abs/1812.06162
     """
 
-    def __init__(self, batch_size=None, *, memory=noise_scale.MEMORY, verbose=True):
+    def __init__(
+        self,
+        batch_size: int | None = None,
+        *,
+        memory: int = noise_scale.MEMORY,
+        verbose: bool = True,
+    ):
         super().__init__()
         if batch_size is not None:
             arguments.count("batch_size", batch_size, "It is what fit is given.")

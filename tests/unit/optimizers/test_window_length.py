@@ -232,12 +232,14 @@ def test_schedules_out_of_range(steps, words):
 
 
 def test_integers_of_numpy_make_a_schedule():
-    assert AccumulationSchedule({0: 1, np.int64(5): np.int64(2)}).steps == {0: 1, 5: 2}
+    steps: Any = {0: 1, np.int64(5): np.int64(2)}
+    assert AccumulationSchedule(steps).steps == {0: 1, 5: 2}
 
 
 def test_a_schedule_must_be_a_dict():
+    steps: Any = [1, 4]
     with pytest.raises(TypeError, match="dict from updates"):
-        AccumulationSchedule([1, 4])
+        AccumulationSchedule(steps)
 
 
 @pytest.mark.parametrize("steps", [AccumulationSchedule({0: 2}), "auto"])
