@@ -94,6 +94,16 @@ class TrainFunction:
         is_ours = installed is not None and makes == installed.make_train_function
         return installed if is_ours else None
 
+    @property
+    def options(self):
+        """What `microbatch` was given beside the size, as far as it decides the result."""
+        return {
+            "accumulator_dtype": self._dtype,
+            "loss": self.loss,
+            "padding": self.padding,
+            "rematerialize": self._rematerialize,
+        }
+
     def measure_noise(self, memory):
         """Let steps made from now on write the noise scale's averages to `noise`.
 
