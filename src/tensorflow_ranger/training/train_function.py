@@ -80,6 +80,7 @@ class TrainFunction:
         self._limit = limit
         self._dtype = arguments.accumulator_dtype(accumulator_dtype)
         self.noise: StepStatistics | None = None
+        self.norms: StepStatistics | None = None
         self.is_whole = size == WHOLE
         self._is_searched = size == "auto"
         self._sizes = SearchedSize(limit) if self._is_searched else FixedSize(size)
@@ -268,7 +269,7 @@ class TrainFunction:
 
     def _step_for(self, data):
         # Which leaves are there decides what a step computes.
-        key = tuple(leaf is None for leaf in keras.tree.flatten(data))
+        key = (self.norms is None, *(leaf is None for leaf in keras.tree.flatten(data)))
         if self.padding is not None:
             # What layers draw for a sample depends on its padded size.
             key = (*key, *Padding(self._model, self.padding, False).sizes_of(data[0]))
@@ -289,6 +290,7 @@ class TrainFunction:
                 self.loss,
                 padding,
                 self._make_rematerialization(),
+                self.norms,
             )
             self._check_metrics(phases)
             loop = "host" if phases.has_own_metrics else steps.default_loop(compiled)
@@ -327,7 +329,8 @@ class TrainFunction:
         optimizer, variables = self._model.optimizer, self._model.trainable_variables
         if tasks is not None:
             return TaskBuffer(optimizer, variables, tasks, self._dtype)
-        may_fold = self._may_fold and self.noise is None and not replicas.has_several(variables)
+        may_fold = self._may_fold and self.noise is None and self.norms is None
+        may_fold = may_fold and not replicas.has_several(variables)
         if may_fold and MomentumFold.is_exact(optimizer, variables, self._dtype):
             return MomentumFold(optimizer, variables)
         return BatchBuffer(optimizer, variables, self._dtype)
