@@ -1,4 +1,4 @@
-"""GradientNorm: what it logs is the twin's in float64, or what SGD of rate 1 moves the weights by."""
+"""GradientNorm: what it logs is the float64 twin's, or what SGD of rate 1 moves the weights by."""
 
 import keras
 import numpy as np
@@ -137,7 +137,9 @@ def test_the_loss_scale_is_no_part_of_a_norm_and_a_bad_batch_is_not_counted():
     callbacks = [ranger.callbacks.GradientNorm()]
     history = fit(model, x, y, BATCH, 2, callbacks=callbacks).history
     rows = np.r_[:BATCH, 2 * BATCH : 3 * BATCH]
-    assert_logged(history, reference.train(x[rows], y[rows], BATCH, 5, RATE, 2, global_clipnorm=2.0))
+    assert_logged(
+        history, reference.train(x[rows], y[rows], BATCH, 5, RATE, 2, global_clipnorm=2.0)
+    )
 
 
 @first
@@ -148,7 +150,9 @@ def test_an_epoch_without_a_finite_gradient_has_no_norm():
     assert np.isnan(history.history["gradient_norm"]).all()
 
 
-@pytest.mark.parametrize("policy", first_but(["mixed_float16"], ["mixed_float16", "mixed_bfloat16"]))
+@pytest.mark.parametrize(
+    "policy", first_but(["mixed_float16"], ["mixed_float16", "mixed_bfloat16"])
+)
 def test_mixed_precision(policy):
     keras.config.set_dtype_policy(policy)
     try:

@@ -52,9 +52,9 @@ def check_exact(
       difference. Integers, such as seeds, must be equal.
 
     The error lists for each variable its largest difference and the size that had it, and says
-    which layers or losses are the cause, as `verify` finds it. A weight whose gradient is zero but for rounding, such as the bias of an
-    attention's keys, is left out of the second comparison, with its optimizer state: Adam and its
-    kin make updates of full length of such a gradient.
+    which layers or losses are the cause, as `verify` finds it. A weight whose gradient is zero but
+    for rounding, such as the bias of an attention's keys, is left out of the second comparison,
+    with its optimizer state: Adam and its kin make updates of full length of such a gradient.
 
     On PyTorch, what a model draws by `keras.random` is not what plain `fit` draws; there the whole
     batch of such a model is one micro-batch.
@@ -229,7 +229,7 @@ def _sizes(sizes, samples):
 def _rtol(rtol, model):
     if rtol is None:
         return math.sqrt(resolution_of(model))
-    if not isinstance(rtol, numbers.Real) or not 0 < rtol < math.inf:
+    if not isinstance(rtol, numbers.Real) or not 0 < float(rtol) < math.inf:
         raise ValueError(
             f"rtol must be a number > 0: got {rtol!r}. It is the largest relative difference that "
             "passes; leave it out to take what rounding explains."

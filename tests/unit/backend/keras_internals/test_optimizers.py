@@ -87,9 +87,7 @@ def test_skips_weight_decay_tells_of_both_ways(by):
 def test_clipped_are_the_gradients_of_the_update(setting, expected):
     optimizer = keras.optimizers.SGD(1.0, **setting)
     gradients = [ops.convert_to_tensor(each) for each in ([3.0, 4.0], [0.0, 0.5])]
-    for each, clipped in zip(
-        expected, keras_internals.clipped(optimizer, gradients), strict=True
-    ):
+    for each, clipped in zip(expected, keras_internals.clipped(optimizer, gradients), strict=True):
         np.testing.assert_allclose(ops.convert_to_numpy(clipped), each, rtol=1e-6)
 
 

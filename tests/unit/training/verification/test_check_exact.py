@@ -42,7 +42,7 @@ def masked():
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, 7, (10, 6))
     tokens[np.arange(6) >= rng.integers(1, 7, (10, 1))] = 0
-    return model, (tokens, rng.normal(size=(10, 6, 2)), rng.uniform(0.5, 2, size=(10,)))
+    return model, (tokens, rng.normal(size=(10, 6, 2)), rng.uniform(0.5, 2, size=(10, 6)))
 
 
 def layers_again():
@@ -116,7 +116,7 @@ def test_fails_if_updates_differ_by_a_thousandth(optimizer, monkeypatch):
     model, batch = network(optimizer), data(12)
     check_exact(model, batch, sizes=[5])
     monkeypatch.setattr(BatchBuffer, "close", scaled_by(1.002))
-    with pytest.raises(AssertionError, match="(?s)weights .*No reason was found"):
+    with pytest.raises(AssertionError, match=r"(?s)weights .*No reason was found"):
         check_exact(model, batch, sizes=[5])
     check_exact(model, batch, sizes=[5], rtol=0.01)
 
@@ -158,7 +158,7 @@ def test_is_finer_in_float64(float64, monkeypatch):
     model = network("sgd", keras.losses.MeanSquaredError())
     check_exact(model, (x, y), sizes=[5])
     monkeypatch.setattr(BatchBuffer, "close", scaled_by(1 + 1e-7))
-    with pytest.raises(AssertionError, match="1.5e-08"):
+    with pytest.raises(AssertionError, match=r"1\.5e-08"):
         check_exact(model, (x, y), sizes=[5])
 
 
@@ -232,7 +232,7 @@ def test_arguments_are_checked(arguments, message):
 
 @first
 def test_what_cannot_be_compared_is_refused():
-    with pytest.raises(TypeError, match="check_exact needs a keras.Model: got Dense"):
+    with pytest.raises(TypeError, match=r"check_exact needs a keras\.Model: got Dense"):
         check_exact(layers.Dense(2), data(6))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="check_exact needs a model that knows its loss"):
         check_exact(keras.Sequential([keras.Input((6,)), layers.Dense(2)]), data(6))
