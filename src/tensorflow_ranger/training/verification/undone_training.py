@@ -40,5 +40,5 @@ def training_undone(model):
 
 
 def _values(variables):
-    # On PyTorch the array is the variable's own memory.
+    # Frameworks may give the variable's own memory.
     return [(v, np.array(ops.convert_to_numpy(v.value))) for v in variables]

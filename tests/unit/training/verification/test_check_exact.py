@@ -7,6 +7,7 @@ from keras import layers
 
 import tensorflow_ranger as ranger
 from tensorflow_ranger.accumulation.batch_buffer import BatchBuffer
+from tensorflow_ranger.backend import arrays
 from tensorflow_ranger.training.layer_state import LayerState
 from tensorflow_ranger.training.verification import check_exact as module
 from tests.marks import first, thorough_but
@@ -180,6 +181,7 @@ def test_leaves_model_optimizer_metrics_and_seeds_as_they_were(size):
     held = dict(vars(model))
     values = [np.array(v) for v in (*model.variables, *model.metrics_variables)]
     slots = [np.array(v) for v in model.optimizer.variables]
+    states = arrays.random_state()
     check_exact(model, (x, y), sizes=[5])
     assert vars(model).keys() == held.keys()
     assert all(vars(model)[name] is value for name, value in held.items())
@@ -187,7 +189,12 @@ def test_leaves_model_optimizer_metrics_and_seeds_as_they_were(size):
         np.testing.assert_array_equal(v, old)
     for old, v in zip(slots, model.optimizer.variables, strict=True):
         np.testing.assert_array_equal(v, old)
-    assert fit(model, x, y, 12).history == fit(twin, x, y, 12).history
+    assert arrays.random_state() == states
+    histories = []
+    for each in (model, twin):
+        keras.utils.set_random_seed(2)  # PyTorch's dropout may draw from its own generator
+        histories.append(fit(each, x, y, 12).history)
+    assert histories[0] == histories[1]
     for one, other in zip(model.get_weights(), twin.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
