@@ -229,3 +229,7 @@ class Phases(Protocol):
         self, sums: Any, state: LoopState, rows: Any, data: Any = None, outputs: Any = ()
     ) -> Any:
         """Update the model with the batch; return the logs."""
+
+    def logs(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Return what a batch logs: the metrics' `results`, and what is measured beside them."""
+        ...

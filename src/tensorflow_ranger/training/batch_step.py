@@ -255,12 +255,14 @@ class BatchStep(TwoPasses):
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
         if self.has_own_metrics:
-            logs = self.model.compute_metrics(x, y, y_pred, sample_weight)
-        else:
-            logs = self.model.get_metrics_result()
+            return self.logs(self.model.compute_metrics(x, y, y_pred, sample_weight))
+        return self.logs(self.model.get_metrics_result())
+
+    def logs(self, results):
+        """Return what a batch logs: the metrics' `results`, and the norms of gradients if any."""
         if self.norms is None:
-            return logs
-        return {**logs, **gradient_norms.logs(self.norms.values.value, self._clips)}
+            return results
+        return {**results, **gradient_norms.logs(self.norms.values.value, self._clips)}
 
     def _track(self, loss, losses, samples, rows):
         keras_internals.track_loss(self.model, loss, samples)
