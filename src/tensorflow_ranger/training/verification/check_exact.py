@@ -17,7 +17,10 @@ from tensorflow_ranger.training.examination import resolution, resolution_of
 from tensorflow_ranger.training.microbatch import microbatch
 from tensorflow_ranger.training.train_function import TrainFunction
 from tensorflow_ranger.training.verification.dry_run import DryRun, largest, run
-from tensorflow_ranger.training.verification.undone_training import training_undone
+from tensorflow_ranger.training.verification.undone_training import (
+    training_undone,
+    untracked_state,
+)
 from tensorflow_ranger.training.verification.verify import (
     build_without_optimizer,
     converted,
@@ -174,7 +177,7 @@ def _trained(model, batch, samples):
     model.optimizer.build(model.trainable_variables)
     groups = (
         model.trainable_variables,
-        model.non_trainable_variables,
+        [*model.non_trainable_variables, *untracked_state(model)],
         model.optimizer.variables,
     )
     named = [(name, v) for name, group in zip(_COMPARED[1:], groups, strict=True) for v in group]

@@ -2,10 +2,12 @@
 
 import contextlib
 
+import keras
 import numpy as np
 from keras import ops
 
-from tensorflow_ranger.backend import arrays
+from tensorflow_ranger.backend import arrays, keras_internals
+from tensorflow_ranger.training.layer_state import LayerState
 
 
 @contextlib.contextmanager
@@ -19,12 +21,15 @@ def training_undone(model):
         model: A compiled model that is built, with its losses and metrics.
     """
     optimizer = model.optimizer
+    # Of a stateful recurrent layer; `arrays.kept` has what is not a Keras variable at all.
+    rows = [v for v in untracked_state(model) if isinstance(v, keras.Variable)]
+    variables = [*model.variables, *model.metrics_variables, *rows]
     # Past Keras' __setattr__, which keeps record of attributes.
     attributes = dict(vars(model)), dict(vars(optimizer))
     if optimizer.built:
-        held = _values([*model.variables, *model.metrics_variables, *optimizer.variables])
+        held = _values([*variables, *optimizer.variables])
     else:
-        held = _values([*model.variables, *model.metrics_variables])
+        held = _values(variables)
         vars(model)["optimizer"] = type(optimizer).from_config(optimizer.get_config())
         model.train_function = None
     with arrays.kept(model):
@@ -37,6 +42,11 @@ def training_undone(model):
                 vars(owner).update(before)
             for variable, value in held:
                 variable.assign(value)
+
+
+def untracked_state(model):
+    """Return the variables that layers keep and `model.variables` has not."""
+    return LayerState(model, keras_internals.seeds_of(model)).variables
 
 
 def _values(variables):

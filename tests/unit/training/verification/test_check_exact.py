@@ -52,6 +52,16 @@ def layers_again():
     return ranger.microbatch(model, 4, rematerialize=2), data(12)
 
 
+def recurrent():
+    """Return a model whose state Keras does not track, and sequences for it."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input(batch_shape=(12, 3, 2))
+    outputs = layers.Dense(2)(layers.SimpleRNN(3, stateful=True)(inputs))
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", "mse", jit_compile=ON_JAX)
+    return model, (np.random.default_rng(0).normal(size=(12, 3, 2)), data(12)[1])
+
+
 def normalized(loss="mse"):
     """Return a model with batch statistics, and a batch."""
     keras.utils.set_random_seed(1)
@@ -61,7 +71,9 @@ def normalized(loss="mse"):
     return model, data(12)
 
 
-@pytest.mark.parametrize("make", thorough_but([attention], [attention, masked, layers_again]))
+@pytest.mark.parametrize(
+    "make", thorough_but([attention, recurrent], [attention, recurrent, masked, layers_again])
+)
 def test_passes_what_is_exact(make):
     model, batch = make()
     check_exact(model, batch, sizes=[4 if make is layers_again else 5])
