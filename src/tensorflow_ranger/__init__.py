@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from tensorflow_ranger import callbacks as callbacks
+from tensorflow_ranger import testing as testing
 from tensorflow_ranger.batch_size.noise_scale import NoiseEstimate as NoiseEstimate
 from tensorflow_ranger.batch_size.plan import MicrobatchPlan as MicrobatchPlan
 from tensorflow_ranger.batch_size.rescale_for_batch import rescale_for_batch as rescale_for_batch

@@ -30,6 +30,7 @@ class Case:
         poisoned: Row that holds a NaN, or None.
         has_loss: Whether the model itself has a loss, which compares all samples that it is given.
         padding: What micro-batches are trimmed of, or None.
+        has_norms: Whether the norms of gradients are logged.
     """
 
     optimizer: Callable
@@ -40,6 +41,7 @@ class Case:
     poisoned: int | None = None
     has_loss: bool = False
     padding: int | None = None
+    has_norms: bool = False
 
 
 def classifier(*layers):
@@ -137,6 +139,8 @@ CASES = {
     "masks": Case(sgd, tagger, masked=True, last=22),
     "padded": Case(sgd, lambda: tagger(None), masked=True, last=22, padding=0),
     "batch_normalization": Case(lambda: sgd(0.02), normalized, size=2),
+    # Replicas have the micro-batches of one process.
+    "norms": Case(sgd, classifier, size=4, has_norms=True),
     "uneven": Case(sgd, classifier, last=21),
     "contrasting": Case(sgd, contrasting, last=21, has_loss=True),
     "contrasting_even": Case(sgd, contrasting, last=22, has_loss=True),
@@ -226,7 +230,8 @@ def run(case, here):
     """Train the case; return its results and its model."""
     with here.scope():
         model = compiled(case)
-    history = fit(model, case, here).history
+    callbacks = [ranger.callbacks.GradientNorm()] if case.has_norms else []
+    history = fit(model, case, here, callbacks=callbacks).history
     optimizer = model.optimizer
     return {
         "weights": [w.tolist() for w in model.get_weights()],

@@ -11,7 +11,7 @@ SCALARS = 64  # bytes an update may send beside its gradients: masses, losses an
 
 # What an engine trains in every suite, and what in the thorough run alone. Each makes a run of its
 # own. Keras' own train step fails under several TensorFlow workers.
-QUICK = ["masks", "batch_normalization", "contrasting", "drawing", "streaming"]
+QUICK = ["masks", "batch_normalization", "contrasting", "drawing", "streaming", "norms"]
 OTHERS = ["uneven", "ranger", "not_finite"]
 ENGINES = {
     "tensorflow": {

@@ -43,7 +43,7 @@ def digits_are_read_once():
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_code_of_the_pages_runs(program, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "__main__"}
+    namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in program:
         # Blank lines before the code make line numbers those of the page.
         code = compile("\n" * (block.line - 1) + block.code, str(block.path), "exec")
@@ -55,6 +55,8 @@ def test_code_of_the_pages_runs(program, tmp_path, monkeypatch):
             else contextlib.nullcontext()
         ):
             exec(code, namespace)
+        for name in [name for name in namespace if name.startswith("test_")]:
+            namespace.pop(name)()  # as pytest would
         if founding:
             model: Any = namespace["model"]
             assert model.history.history["accuracy"][-1] > 0.8  # chance is 0.1

@@ -20,7 +20,7 @@ SOURCE = SOURCES / PACKAGE
 ROOMS = [
     {"__main__"},
     {"__init__"},
-    {"python", "callbacks"},
+    {"python", "callbacks", "testing"},
     {"training"},
     {"optimizers"},
     {"batch_size", "multitask", "distribution"},
@@ -56,7 +56,11 @@ APPLICATION_FLOOR = floors(APPLICATION_ROOMS)
 INTERNALS = Path("backend/keras_internals")
 FRAMEWORKS = {"tensorflow", "jax", "jaxlib", "torch"}
 # What users import, beside the public names of the package itself.
-PUBLIC_MODULES = {f"{PACKAGE}.callbacks", f"{PACKAGE}.python.ranger_optimizer"}
+PUBLIC_MODULES = {
+    f"{PACKAGE}.callbacks",
+    f"{PACKAGE}.python.ranger_optimizer",
+    f"{PACKAGE}.testing",
+}
 
 
 def room_of(module):

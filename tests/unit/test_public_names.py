@@ -57,9 +57,17 @@ def test_names_of_the_package():
 def test_names_of_the_callbacks():
     assert names_of(tensorflow_ranger.callbacks) == {
         "AccumulationSchedule",
+        "GradientNorm",
         "NoiseScale",
         "TaskConflicts",
     }
+
+
+def test_names_for_test_suites():
+    assert names_of(tensorflow_ranger.testing) == {"check_exact"}
+    assert parameters(tensorflow_ranger.testing.check_exact) == (
+        "(model, batch, sizes=None, rtol=None)"
+    )
 
 
 def test_names_of_the_founding_module():
@@ -153,7 +161,8 @@ def test_the_command_line_imports_keras_when_it_has_chosen_a_backend():
 
 def public_functions():
     """Yield pairs of a name and a function of the package: its own, and those of its classes."""
-    named = {**vars(tensorflow_ranger.callbacks), **vars(tensorflow_ranger)}
+    modules = (tensorflow_ranger.callbacks, tensorflow_ranger.testing, tensorflow_ranger)
+    named = {name: thing for module in modules for name, thing in vars(module).items()}
     for name in sorted(public(named)):
         thing = named[name]
         if inspect.isfunction(thing):

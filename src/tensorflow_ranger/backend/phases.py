@@ -52,7 +52,7 @@ class Added(NamedTuple):
 
     sums: Any  #: The accumulator's sums with the micro-batch's gradients.
     aux: Any  #: What the differentiated function returned beside its loss.
-    square: Any  #: Squared norm of the gradient, or None unless noise is measured.
+    square: Any  #: Squared norm of the gradient, or None unless `measures_gradients`.
     has_gradient: list[bool]  #: Of each sum: whether the loss depends on the weight.
     slopes: list[list[Any]]  #: For each loss its gradients by the inputs, if there are any.
 
@@ -69,6 +69,7 @@ class LoopState(NamedTuple):
     losses: Any  #: One scalar per compiled loss: their parts of it.
     assigned: Any  #: Values of the variables that a loss of the whole batch assigns.
     noise: Any  #: Empty, or the noise scale's sum of squares and its number of micro-batches.
+    norms: Any  #: Empty, or the sum of the norms of the micro-batches' parts of the gradient.
 
 
 class Phases(Protocol):
@@ -106,7 +107,7 @@ class Phases(Protocol):
         ...
 
     @property
-    def measures_noise(self) -> bool:
+    def measures_gradients(self) -> bool:
         """Whether `add` needs the squared norm of each micro-batch's gradient."""
         ...
 
@@ -228,3 +229,7 @@ class Phases(Protocol):
         self, sums: Any, state: LoopState, rows: Any, data: Any = None, outputs: Any = ()
     ) -> Any:
         """Update the model with the batch; return the logs."""
+
+    def logs(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Return what a batch logs: the metrics' `results`, and what is measured beside them."""
+        ...

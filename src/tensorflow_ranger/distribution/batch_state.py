@@ -52,10 +52,11 @@ def merged(sums, present, state, metrics, seeds, before):
         layers.spreads,
         gained,
         state.noise,
+        state.norms,
         present,
     ]
-    sums, totals, advances, moved, summed, squares, spreads, gained, noise, present = _sum_groups(
-        groups
+    (sums, totals, advances, moved, summed, squares, spreads, gained, noise, norms, present) = (
+        _sum_groups(groups)
     )
     whole, loss, *losses = totals
     final = list(layers.values)
@@ -82,6 +83,7 @@ def merged(sums, present, state, metrics, seeds, before):
         loss=loss,
         losses=losses,
         noise=noise,
+        norms=norms,
     )
     return sums, present, state, counted
 

@@ -15,7 +15,9 @@ from tensorflow_ranger.backend import (
 )
 from tensorflow_ranger.backend.phases import LoopState
 from tensorflow_ranger.batch_size import noise_scale
+from tensorflow_ranger.checks.wrapped_optimizers import chain
 from tensorflow_ranger.distribution.batch_state import first_places, merged
+from tensorflow_ranger.rules import gradient_norms
 from tensorflow_ranger.training.compiled_losses import copies
 from tensorflow_ranger.training.forward_passes import rows_of
 from tensorflow_ranger.training.metrics_of_batch import (
@@ -48,6 +50,7 @@ class BatchStep(TwoPasses):
         loss: "shares", "whole", or None to decide: see `microbatch`.
         padding: `Padding` that cuts the batches, or None.
         rematerialization: `Rematerialization` of the model, or None.
+        norms: `StepStatistics` that `finish` adds the norms of gradients to, and logs, or None.
     """
 
     def __init__(
@@ -59,14 +62,16 @@ class BatchStep(TwoPasses):
         loss=None,
         padding=None,
         rematerialization=None,
+        norms=None,
     ):
         super().__init__(model, accumulator, tasks, loss, padding, rematerialization)
         self.noise = noise
+        self.norms = norms
 
     @property
-    def measures_noise(self):
+    def measures_gradients(self):
         """Whether `add` needs the squared norm of each micro-batch's gradient."""
-        return self.noise is not None
+        return self.noise is not None or self.norms is not None
 
     def examine(self, run, data, size):
         """Find out what `prepare` left open, and what a loss of the whole batch asks for.
@@ -75,7 +80,7 @@ class BatchStep(TwoPasses):
             ValueError: The noise of such a loss is to be measured.
         """
         super().examine(run, data, size)
-        if self.padding is not None and self.measures_noise:
+        if self.padding is not None and self.noise is not None:
             raise ValueError(
                 "NoiseScale needs micro-batches of samples that were drawn at random, and padding= "
                 "sorts them by length. Leave one of them out."
@@ -88,7 +93,7 @@ class BatchStep(TwoPasses):
             )
         if not self.cuts:
             return
-        if self.measures_noise:
+        if self.noise is not None:
             raise ValueError(
                 "NoiseScale compares the gradients of micro-batches with that of the batch, and "
                 f"with a loss of the whole batch ({self.compiled_losses.whole_reason}) they are no "
@@ -201,6 +206,7 @@ class BatchStep(TwoPasses):
             # Q of noise_scale.py: this gradient is that of the mean times samples / totals.samples.
             squares = ops.cast(found.square, samples.dtype) * totals.samples / samples
             noise = [noise[0] + squares, noise[1] + (replica_weight or 1.0)]
+        norms = [total + ops.cast(ops.sqrt(found.square), total.dtype) for total in state.norms]
         state = LoopState(
             seeds=seeds,
             place=state.place + rows_of(x),
@@ -211,6 +217,7 @@ class BatchStep(TwoPasses):
             losses=[total + loss for total, loss in zip(state.losses, losses, strict=True)],
             assigned=assigned,
             noise=noise,
+            norms=norms,
         )
         return found.sums, state, with_masks(y_pred) if self.gathers else None
 
@@ -241,13 +248,21 @@ class BatchStep(TwoPasses):
         sums = [s if has else None for s, has in zip(sums, self.has_gradient, strict=True)]
         if self.noise is not None:
             self._observe_noise(sums, state)
+        if self.norms is not None:
+            self._observe_norms(sums, state)
         if self.weights:
             self.accumulator.close(sums)
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
         if self.has_own_metrics:
-            return self.model.compute_metrics(x, y, y_pred, sample_weight)
-        return self.model.get_metrics_result()
+            return self.logs(self.model.compute_metrics(x, y, y_pred, sample_weight))
+        return self.logs(self.model.get_metrics_result())
+
+    def logs(self, results):
+        """Return what a batch logs: the metrics' `results`, and the norms of gradients if any."""
+        if self.norms is None:
+            return results
+        return {**results, **gradient_norms.logs(self.norms.values.value, self._clips)}
 
     def _track(self, loss, losses, samples, rows):
         keras_internals.track_loss(self.model, loss, samples)
@@ -282,3 +297,26 @@ class BatchStep(TwoPasses):
                 self.noise.memory,
             )
         )
+
+    @property
+    def _clips(self):
+        return any((self._updater.clipnorm, self._updater.global_clipnorm, self._updater.clipvalue))
+
+    @property
+    def _updater(self):
+        *_, innermost = chain(self.model.optimizer)
+        return innermost
+
+    def _observe_norms(self, sums, state):
+        assert self.norms is not None
+        _, scale = self.begin()
+        unscaled = 1.0 if scale is None else 1.0 / ops.cast(scale, "float32")
+        gradients = [each for each in sums if each is not None]
+        clipped_norm = norm = ops.sqrt(arrays.squared_norm(gradients)) * unscaled
+        if self._clips:
+            gradients = [ops.multiply(ops.cast(each, "float32"), unscaled) for each in gradients]
+            clipped = keras_internals.clipped(self._updater, gradients)
+            clipped_norm = ops.sqrt(arrays.squared_norm(clipped))
+        norms = self.norms.values
+        micro_batch_norm = ops.cast(state.norms[0], "float32") * unscaled
+        norms.assign(gradient_norms.added(norms.value, norm, micro_batch_norm, clipped_norm))

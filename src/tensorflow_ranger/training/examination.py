@@ -157,9 +157,14 @@ def resolution_of(model):
     dtypes |= {layer.compute_dtype for layer in keras_internals.layers_of(model)}
     if keras.config.backend() == "torch":  # Keras rounds some operations through float32 there
         dtypes.add("float32")
+    return max(map(resolution, dtypes), default=resolution("float32"))
+
+
+def resolution(dtype):
+    """Return what numbers of `dtype` are apart at 1."""
     # A dtype that is switched off is computed in float32, as any that is unknown here.
-    known = [d for d in dtypes if d in _RESOLUTIONS and arrays.supports_dtype(d)]
-    return max([_RESOLUTIONS[d] for d in known], default=2**-23)
+    known = dtype in _RESOLUTIONS and arrays.supports_dtype(dtype)
+    return _RESOLUTIONS[dtype if known else "float32"]
 
 
 def _arrays(values):

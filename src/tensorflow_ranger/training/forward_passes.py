@@ -41,7 +41,7 @@ class ForwardPasses:
         self.model = model
         self.padding = padding
         self.rematerialization: Any = rematerialization
-        self.noise = None
+        self.noise = self.norms = None
         self.weights = list(model.trainable_variables)
         self.metrics = list(model.metrics_variables)
         self.seeds = keras_internals.seeds_of(model)
@@ -270,6 +270,7 @@ class ForwardPasses:
             losses=[ops.zeros((), loss.loss.dtype) for loss in self.compiled_losses.losses],
             assigned=[v.value for v in self.loss_state],
             noise=[] if self.noise is None else [zero, zero],
+            norms=[] if self.norms is None else [zero],
         )
 
     def compile_call(self, compiled):

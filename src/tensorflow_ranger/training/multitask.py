@@ -74,6 +74,6 @@ def multitask(
     if batcher is None:
         install_whole(model)
     else:
-        batcher.noise = None  # of one gradient, where NoiseScale has looked before
+        batcher.noise = batcher.norms = None  # of one gradient, where callbacks looked before
     model.train_function = None
     return model

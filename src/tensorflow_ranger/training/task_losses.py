@@ -46,7 +46,7 @@ def require_whole_windows(model):
     if tasks_of(model) is None:
         return
     for optimizer in chain(model.optimizer):
-        window = _window(optimizer)
+        window = window_of(optimizer)
         if window != 1:
             raise ValueError(
                 "multitask combines gradients once per batch, and so a window must be a batch: got "
@@ -72,7 +72,8 @@ def require_single_update(optimizer):
             )
 
 
-def _window(optimizer):
+def window_of(optimizer):
+    """Return how many calls of an optimizer make an update: a number, "auto" or "a schedule"."""
     if hasattr(optimizer, "accumulation_steps"):
         steps = optimizer.get_config()["accumulation_steps"]
         return "a schedule" if isinstance(steps, dict) else steps

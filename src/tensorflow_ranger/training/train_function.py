@@ -80,6 +80,7 @@ class TrainFunction:
         self._limit = limit
         self._dtype = arguments.accumulator_dtype(accumulator_dtype)
         self.noise: StepStatistics | None = None
+        self.norms: StepStatistics | None = None
         self.is_whole = size == WHOLE
         self._is_searched = size == "auto"
         self._sizes = SearchedSize(limit) if self._is_searched else FixedSize(size)
@@ -93,6 +94,16 @@ class TrainFunction:
         makes = vars(model).get("make_train_function")  # which a user may have replaced since
         is_ours = installed is not None and makes == installed.make_train_function
         return installed if is_ours else None
+
+    @property
+    def options(self):
+        """What `microbatch` was given beside the size, as far as it decides the result."""
+        return {
+            "accumulator_dtype": self._dtype,
+            "loss": self.loss,
+            "padding": self.padding,
+            "rematerialize": self._rematerialize,
+        }
 
     def measure_noise(self, memory):
         """Let steps made from now on write the noise scale's averages to `noise`.
@@ -258,7 +269,7 @@ class TrainFunction:
 
     def _step_for(self, data):
         # Which leaves are there decides what a step computes.
-        key = tuple(leaf is None for leaf in keras.tree.flatten(data))
+        key = (self.norms is None, *(leaf is None for leaf in keras.tree.flatten(data)))
         if self.padding is not None:
             # What layers draw for a sample depends on its padded size.
             key = (*key, *Padding(self._model, self.padding, False).sizes_of(data[0]))
@@ -279,6 +290,7 @@ class TrainFunction:
                 self.loss,
                 padding,
                 self._make_rematerialization(),
+                self.norms,
             )
             self._check_metrics(phases)
             loop = "host" if phases.has_own_metrics else steps.default_loop(compiled)
@@ -317,7 +329,8 @@ class TrainFunction:
         optimizer, variables = self._model.optimizer, self._model.trainable_variables
         if tasks is not None:
             return TaskBuffer(optimizer, variables, tasks, self._dtype)
-        may_fold = self._may_fold and self.noise is None and not replicas.has_several(variables)
+        may_fold = self._may_fold and self.noise is None and self.norms is None
+        may_fold = may_fold and not replicas.has_several(variables)
         if may_fold and MomentumFold.is_exact(optimizer, variables, self._dtype):
             return MomentumFold(optimizer, variables)
         return BatchBuffer(optimizer, variables, self._dtype)

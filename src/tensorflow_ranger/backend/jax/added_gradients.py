@@ -46,7 +46,7 @@ def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
     else:
         found, aux = _gradients_apart(function, values)
     gradients = [gradient for each in found for gradient in each[:count]]
-    square = squared_norm(gradients) if phases.measures_noise else None
+    square = squared_norm(gradients) if phases.measures_gradients else None
     sums = [
         None if total is None else phases.accumulator.add(i, total, gradient, factor)
         for i, (total, gradient) in enumerate(zip(sums, gradients, strict=True))

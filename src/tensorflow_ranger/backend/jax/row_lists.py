@@ -89,7 +89,7 @@ def tables_of(phases, seen, trace, parts):
         parts: Micro-batches of a batch.
     """
     optimizer = phases.model.optimizer
-    if not phases.accumulator.takes_rows or phases.measures_noise:
+    if not phases.accumulator.takes_rows or phases.measures_gradients:
         return []
     tables = [
         place

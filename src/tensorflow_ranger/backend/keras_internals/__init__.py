@@ -58,6 +58,7 @@ from tensorflow_ranger.backend.keras_internals.optimizers import (
     ShowsInnerAverages as ShowsInnerAverages,
 )
 from tensorflow_ranger.backend.keras_internals.optimizers import accumulator_of as accumulator_of
+from tensorflow_ranger.backend.keras_internals.optimizers import clipped as clipped
 from tensorflow_ranger.backend.keras_internals.optimizers import index_of as index_of
 from tensorflow_ranger.backend.keras_internals.optimizers import (
     learning_rate_of as learning_rate_of,

@@ -75,6 +75,14 @@ def skips_weight_decay(optimizer):
     return any(getattr(optimizer, name, None) for name in names)
 
 
+def clipped(optimizer, gradients):
+    """Return a list of gradients as `optimizer` clips them before an update.
+
+    ``BaseOptimizer._backend_apply_gradients`` calls ``_clip_gradients``.
+    """
+    return optimizer._clip_gradients(gradients)
+
+
 @contextlib.contextmanager
 def update_step_replaced(optimizer, update):
     """Inside, `optimizer` changes its variables by ``update(gradients, variables, rate)``.

@@ -33,6 +33,7 @@ def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
     with tf.GradientTape(persistent=phases.losses > 1) as tape, recorded_by(tape):
         tape.watch([*(v for v in weights or [] if v is not None), *(inputs or [])])
         loss, aux = share(weights) if inputs is None else share(weights, inputs)
+    cuts = inputs is not None  # then the weights are those of the loss itself
     inputs = inputs or []
     found = [tape.gradient(each, [*own, *inputs]) for each in tf.nest.flatten(loss)]
     gradients = [gradient for each in found for gradient in each[: len(own)]]
@@ -44,7 +45,7 @@ def add_gradients(share, phases, sums, factor, inputs=None, weights=None):
         for each in found
     ]
     square = None
-    if phases.measures_noise:
+    if phases.measures_gradients and not cuts:
         square = squared_norm([gradient for gradient in gradients if gradient is not None])
     sums = [
         total if gradient is None else phases.accumulator.add(i, total, gradient, factor)

@@ -107,7 +107,7 @@ class Step:
             self._prepare(data, size)
         if self._strategy is not None:
             self._for_size(self._run_on_replicas, size, rows)(data)
-            return self._phases.model.get_metrics_result(), None
+            return self._phases.logs(self._phases.model.get_metrics_result()), None
         phases = self._phases
         # XLA knows no rows of which it does not know the number, such as outputs that are gathered.
         cuts_in_xla = phases.cuts and self._xla

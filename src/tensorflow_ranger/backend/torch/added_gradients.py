@@ -84,13 +84,13 @@ class Sums:
         self._norms = []
 
     def run_backward(self, losses):
-        """Add the gradients of `losses`; return their squared norm if noise is measured."""
+        """Add the gradients of `losses`; return their squared norm if it is measured."""
         phases = self._phases
         self._norms, self.before = [], None
         for self._loss, loss in enumerate(losses):
             if phases.weights and (phases.losses == 1 or loss.requires_grad):
                 loss.backward(retain_graph=self._loss + 1 < phases.losses)
-        if not phases.measures_noise:
+        if not phases.measures_gradients:
             return None
         return torch.stack(self._norms).square().sum() if self._norms else 0.0
 
@@ -159,7 +159,7 @@ class Sums:
             place = self._loss * len(phases.weights) + index
             if self.ends[place] >= self.end:
                 return
-            if phases.measures_noise:
+            if phases.measures_gradients:
                 self._norms.append(_norm(gradient))
             self._take(place, gradient)
             self.ends[place] = self.end

@@ -129,8 +129,8 @@ class Step:
             if phases.cuts:  # its first pass needs memory for the outputs
                 self._last_sums = None
             self._batch = _Batch(phases, data, size, self._last_sums)
-        elif phases.measures_noise:
-            self._batch.miss_noise()
+        elif phases.measures_gradients:
+            self._batch.miss_gradients()
         batch, self._last_sums = self._batch, None
         undone = _undone_on_error(phases.model) if phases.cuts else contextlib.nullcontext()
         with undone, _own_draws(), self._context():
@@ -228,8 +228,10 @@ class _Batch:
         )
         return slopes
 
-    def miss_noise(self):
-        """Measure no noise: after a pass that failed, weights differ in their micro-batches."""
-        squares, micro_batches = self.state.noise
-        squares = torch.full_like(squares, float("nan"))
-        self.state = self.state._replace(noise=[squares, micro_batches])
+    def miss_gradients(self):
+        """Measure nothing: after a pass that failed, weights differ in their micro-batches."""
+        noise, norms = (
+            [torch.full_like(value, float("nan")) for value in values]
+            for values in (self.state.noise, self.state.norms)
+        )
+        self.state = self.state._replace(noise=noise, norms=norms)

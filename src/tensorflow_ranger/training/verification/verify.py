@@ -129,15 +129,15 @@ def verify(model: keras.Model, batch: Any, size: int) -> Verification:
         >>> model.compile(optimizer="adam", loss="mse")
         >>> print(ranger.verify(model, (x[:256], y[:256]), size=32))
     """
-    _check(model)
+    require_comparable(model, "verify")
     size = arguments.count("size", size, "It is the number of samples of a micro-batch.")
     with arrays.kept(model):  # PyTorch's loader draws a seed
-        data = _data(batch)
-    samples = _samples(data)
+        data = converted(batch)
+    samples = samples_of_arrays(data)
     with warnings.catch_warnings():
         # They say what the reasons say.
         warnings.filterwarnings("ignore", category=UserWarning, module="tensorflow_ranger")
-        _build(model, data)
+        build_without_optimizer(model, data)
         tolerance = math.sqrt(resolution_of(model))
         loss, padding = _options_of(model)
         whole, parts = run_both(model, data, size, True, loss, padding)
@@ -177,9 +177,9 @@ def _options_of(model):
     return installed.loss, None if padding is None else Padding(model, padding, is_compiled=False)
 
 
-def _build(model, data):
-    # As `fit` would, but the optimizer: its slots are not needed, and which weights it is built
-    # for the user may still change.
+def build_without_optimizer(model, data):
+    """Build `model`, its losses and its metrics for a batch ``(x, y, sample_weight)``."""
+    # Which weights the optimizer is built for the user may still change.
     optimizer, is_built = model.optimizer, model.optimizer.built
     optimizer.built = True
     try:
@@ -188,33 +188,39 @@ def _build(model, data):
         optimizer.built = is_built
 
 
-def _check(model):
+def require_comparable(model, function):
+    """Check that `function` can compare how `model` trains, whole and in micro-batches.
+
+    Raises:
+        TypeError: It is not a Keras model.
+        ValueError: It is not compiled, overrides `train_step`, or is trained by several replicas.
+    """
     if not isinstance(model, keras.Model):
         raise TypeError(
-            f"verify needs a keras.Model: got {type(model).__name__}. For a loop of your own "
+            f"{function} needs a keras.Model: got {type(model).__name__}. For a loop of your own "
             "compare the gradients of two sizes of accumulate_gradients."
         )
     if not model.compiled or model.optimizer is None:
         raise ValueError(
-            "verify needs a model that knows its loss and optimizer: got one that is not compiled. "
-            "Call model.compile first."
+            f"{function} needs a model that knows its loss and optimizer: got one that is not "
+            "compiled. Call model.compile first."
         )
     if replicas.has_several(model.variables):
         raise ValueError(
-            "verify compares on one replica: got a model that several train. Build the same model "
-            "without a distribution, and verify that."
+            f"{function} compares on one replica: got a model that several train. Build the same "
+            f"model without a distribution, and give that to {function}."
         )
     if overridden_step(model) is not None:
         raise ValueError(
-            f"verify runs Keras' own train_step, and {type(model).__name__} overrides it. Compare "
-            "its weights after an update instead."
+            f"{function} runs Keras' own train_step, and {type(model).__name__} overrides it. "
+            "Compare its weights after an update instead."
         )
 
 
-def _data(batch):
+def converted(batch):
     """Return ``(x, y, sample_weight)`` of tensors, converted as `fit` does."""
     data = keras.utils.unpack_x_y_sample_weight(batch)
-    samples = _samples(data)
+    samples = samples_of_arrays(data)
     data = keras_internals.as_fit_converts(*data, samples)
     return keras.tree.map_structure(_tensor, data)
 
@@ -223,7 +229,12 @@ def _tensor(leaf):
     return ops.convert_to_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
-def _samples(data):
+def samples_of_arrays(data):
+    """Return the number of samples of a batch.
+
+    Raises:
+        ValueError: The batch is empty, or its arrays have leading axes of several sizes.
+    """
     leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
     for leaf in leaves:
         if not hasattr(leaf, "shape") or len(leaf.shape) == 0:

@@ -74,6 +74,23 @@ def test_skips_weight_decay_tells_of_both_ways(by):
     assert keras_internals.skips_weight_decay(optimizer)
 
 
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ({}, [[3.0, 4.0], [0.0, 0.5]]),
+        ({"clipnorm": 1.0}, [[0.6, 0.8], [0.0, 0.5]]),
+        ({"global_clipnorm": 101**0.5 / 4}, [[1.5, 2.0], [0.0, 0.25]]),
+        ({"clipvalue": 0.4}, [[0.4, 0.4], [0.0, 0.4]]),
+    ],
+    ids=str,
+)
+def test_clipped_are_the_gradients_of_the_update(setting, expected):
+    optimizer = keras.optimizers.SGD(1.0, **setting)
+    gradients = [ops.convert_to_tensor(each) for each in ([3.0, 4.0], [0.0, 0.5])]
+    for each, clipped in zip(expected, keras_internals.clipped(optimizer, gradients), strict=True):
+        np.testing.assert_allclose(ops.convert_to_numpy(clipped), each, rtol=1e-6)
+
+
 def test_update_step_replaced_is_one_call_between_clipping_and_averages():
     optimizer = keras.optimizers.SGD(0.25, clipvalue=0.5, use_ema=True, ema_momentum=0.0)
     optimizer.build(weights := variables())
