@@ -1,10 +1,12 @@
 """Finds the Python blocks of a Markdown page and says which backend each is for.
 
-After ``python`` the opening fence may name backends, when the block is for those only, and say
-``continues``, when it goes on where the block before it ended:
+After ``python`` the opening fence may name backends, when the block is for those only, say
+``continues``, when it goes on where the block before it ended, and ``clients``, when it needs the
+packages of tests/clients, where it is run:
 
     ```python jax
     ```python continues
+    ```python clients
 """
 
 import dataclasses
@@ -45,23 +47,28 @@ def blocks_of(path):
     ]
 
 
-def programs_of(path, backend):
+def programs_of(path, backend, clients=False):
     """Return the page's programs for `backend`: a list of lists of blocks run one after another.
 
+    Args:
+        path: Path of the page.
+        backend: Name of the backend.
+        clients: Whether to return those that need the packages of tests/clients, or the others.
+
     Raises:
-        ValueError: A block says something else than a backend or ``continues``.
+        ValueError: A block says something else than a backend, ``continues`` or ``clients``.
     """
     programs = []
     for block in blocks_of(path):
         if block.words[:1] != ["python"]:
             continue
-        unknown = set(block.words) - BACKENDS - {"python", "continues"}
+        unknown = set(block.words) - BACKENDS - {"python", "continues", "clients"}
         if unknown:
             raise ValueError(
-                f"{path.name}:{block.line}: a Python block may name backends or say continues: "
-                f"got {sorted(unknown)}."
+                f"{path.name}:{block.line}: a Python block may name backends or say continues or "
+                f"clients: got {sorted(unknown)}."
             )
-        if not block.is_for(backend):
+        if not block.is_for(backend) or ("clients" in block.words) != clients:
             continue
         if "continues" in block.words:
             programs[-1].append(block)

@@ -40,6 +40,14 @@ def digits_are_read_once():
         yield
 
 
+@pytest.fixture(autouse=True)
+def default_policy():
+    """Undo what a page sets for the whole process."""
+    policy = keras.config.dtype_policy()
+    yield
+    keras.config.set_dtype_policy(policy)
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_code_of_the_pages_runs(program, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

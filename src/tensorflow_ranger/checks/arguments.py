@@ -20,8 +20,14 @@ def count(name, value, advice, least=1):
         ValueError: `value` is anything else.
     """
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}: got {value!r}. {advice}")
+        raise ValueError(f"{name} must be an integer >= {least}: got {shown(value)}. {advice}")
     return int(value)
+
+
+def shown(value):
+    """Return `value` as an error shows it: in full, or its class where that is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"an object of the class {type(value).__name__}"
 
 
 def reduction(value):
@@ -98,9 +104,15 @@ def gradients(grads, variables):
     """Return `grads` and `variables` as lists of one length.
 
     Raises:
+        TypeError: `grads` holds variables.
         ValueError: Their numbers differ, a variable comes twice, or none has a gradient.
     """
     grads, variables = list(grads), list(variables)
+    if any(isinstance(gradient, keras.Variable) for gradient in grads):
+        raise TypeError(
+            "grads must hold gradients: got a keras.Variable. Give the gradients first: "
+            "apply(grads, trainable_variables)."
+        )
     if len(grads) != len(variables):
         raise ValueError(
             f"grads must hold one gradient per variable: got {len(grads)} gradients for "
@@ -117,6 +129,24 @@ def gradients(grads, variables):
             "depends on the model's trainable variables."
         )
     return grads, variables
+
+
+def trained(variables):
+    """Return the list of variables that an optimizer is to train.
+
+    Raises:
+        TypeError: One is neither Keras' nor TensorFlow's own.
+    """
+    variables = list(variables)
+    for variable in variables:
+        if not (isinstance(variable, keras.Variable) or hasattr(variable, "assign")):
+            raise TypeError(
+                "A Keras optimizer trains variables of Keras, such as model.trainable_variables: "
+                f"got {type(variable).__name__}. Give the gradients first, and then the variables. "
+                "A PyTorch module is trained by PyTorch's optimizer, and accumulate_gradients in "
+                "your loop."
+            )
+    return variables
 
 
 def state(name, values, expected):

@@ -5,6 +5,9 @@ from collections.abc import Callable
 
 import keras
 
+from tensorflow_ranger.backend.frameworks import framework_of
+from tensorflow_ranger.checks import arguments
+
 # Arguments that an inner optimizer must do without, and what to suggest in their place.
 _REPLACED = {"gradient_accumulation_steps": "accumulation_steps", "loss_scale_factor": None}
 
@@ -85,17 +88,31 @@ def _suggestion(settings, config, own):
     return f" Did you mean {names}?" if names else ""
 
 
+def _remedy(identifier):
+    if isinstance(identifier, type):
+        return f"Make an instance of the class: {identifier.__name__}(...)."
+    if framework_of(identifier) == "torch":
+        return "An optimizer of PyTorch trains with accumulate_gradients, in your own loop."
+    return "See keras.optimizers for both."
+
+
+def _nearest(identifier):
+    names = [name.lower() for name in dir(keras.optimizers) if name[0].isupper()]
+    matches = difflib.get_close_matches(str(identifier).lower(), names, n=1)
+    return f"Did you mean {matches[0]!r}?" if matches else "See keras.optimizers for their names."
+
+
 def _from_identifier(identifier, settings, own):
     if not isinstance(identifier, (str, dict)):
         raise TypeError(
             'inner must be a Keras identifier such as "adam", or a keras.optimizers.Optimizer '
-            f"instance: got {identifier!r}. A class must be called first."
+            f"instance: got {arguments.shown(identifier)}. {_remedy(identifier)}"
         )
     try:
         default = keras.optimizers.get(identifier)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"inner must name a Keras optimizer: got {identifier!r}. See keras.optimizers."
+            f"inner must name a Keras optimizer: got {identifier!r}. {_nearest(identifier)}"
         ) from error
     if isinstance(identifier, str) and isinstance(default, keras.optimizers.SGD):
         settings = {"momentum": 0.9, **settings}

@@ -186,12 +186,12 @@ class RangerOptimizer(SavedOptimizer):
         """Create the window's and the inner optimizer's variables for `variables`."""
         if self.built:
             return
-        require_replicas(variables)
+        require_replicas(variables := arguments.trained(variables))
         add = functools.partial(add_accumulator, self)
-        self._window = Window(list(variables), add, self._add_state, self.accumulator_dtype)
+        self._window = Window(variables, add, self._add_state, self.accumulator_dtype)
         self._trained = TrainedVariables(variables, self._close_rest, self._warn_of_open_window)
         if self.lookahead is not None:
-            self._slow = SlowWeights(self.lookahead, list(variables), self)
+            self._slow = SlowWeights(self.lookahead, variables, self)
         super().build(variables)
 
     def apply(self, grads, trainable_variables=None, mass: Any = None) -> None:
@@ -207,9 +207,9 @@ class RangerOptimizer(SavedOptimizer):
                 that turns out negative or not finite leaves the micro-batch out.
 
         Raises:
-            ValueError: `grads` and the variables differ in number; a variable is unknown; no
-                variable has a gradient; `mass` is negative, not finite, or given beside
-                ``reduction="sum"``.
+            TypeError: `grads` holds variables, or what is to be trained is none.
+            ValueError: `grads` and the variables differ in number; a variable is unknown, or none
+                has a gradient; `mass` is negative, not finite, or beside ``reduction="sum"``.
         """
         if len(grads) == 0:
             return

@@ -10,7 +10,11 @@ import keras
 from tensorflow_ranger.backend import arrays, gradients
 from tensorflow_ranger.checks import arguments
 from tensorflow_ranger.training.batch_draws import BatchDraws
-from tensorflow_ranger.training.gradient_inputs import checked_batch, checked_variables
+from tensorflow_ranger.training.gradient_inputs import (
+    checked_batch,
+    checked_variables,
+    require_function,
+)
 
 
 def accumulate_gradients(
@@ -84,10 +88,11 @@ def accumulate_gradients(
         ValueError: `size` is no integer >= 1; `batch` holds no array, a leaf without a leading
             axis, no sample, or leading axes of several sizes; there is no variable; on TensorFlow
             and PyTorch, the loss depends on none of the variables.
-        TypeError: `loss_fn` returns neither a scalar tensor nor a pair of scalars, or with
-            `has_aux` no pair of that and nested scalars; `variables` or
-            `batch` hold tensors of another framework than that which Keras runs on; `variables`
-            is a model, a module or ``named_parameters()``, and not its variables.
+        TypeError: `loss_fn` or `outputs_fn` is no function of those arguments; `loss_fn` returns
+            neither a scalar tensor nor a pair of scalars, or with `has_aux` no pair of that and
+            nested scalars; `variables` or `batch` hold tensors of another framework than that
+            which Keras runs on; `variables` is a model, a module or ``named_parameters()``, and
+            not its variables.
         tf.errors.InvalidArgumentError: In a `tf.function`, a leading axis unknown until it runs
             turns out to be empty, or of another size than the others.
 
@@ -128,6 +133,7 @@ def accumulate_gradients(
     size = arguments.count(
         "size", size, "It is the number of samples of a micro-batch: the most that fit into memory."
     )
+    _check_functions(loss_fn, outputs_fn)
     variables, batch = checked_variables(variables), checked_batch(batch)
     _check_samples(gradients.leaves(batch))
 
@@ -164,6 +170,14 @@ def accumulate_gradients(
     return ((value, aux) if has_aux else value), found
 
 
+def _check_functions(loss_fn, outputs_fn):
+    weights = ["variables"] if keras.config.backend() == "jax" else []
+    given = "micro_batch" if outputs_fn is None else "outputs"
+    require_function("loss_fn", loss_fn, [*weights, given])
+    if outputs_fn is not None:
+        require_function("outputs_fn", outputs_fn, [*weights, "micro_batch"])
+
+
 def _check_samples(arrays):
     if not arrays:
         raise ValueError(
@@ -172,9 +186,11 @@ def _check_samples(arrays):
         )
     for array in arrays:
         if not hasattr(array, "shape"):
+            remedy = "Make it an array with a leading axis, or let loss_fn close over it."
+            if hasattr(array, "__iter__") and not isinstance(array, str):
+                remedy = "Give one batch at a time: for batch in data, accumulate_gradients(...)."
             raise ValueError(
-                f"batch must hold arrays: got a leaf of type {type(array).__name__}. "
-                "Make it an array with a leading axis, or let loss_fn close over it."
+                f"batch must hold arrays: got a leaf of type {type(array).__name__}. {remedy}"
             )
         if len(array.shape) == 0:
             raise ValueError(

@@ -34,7 +34,8 @@ def samples_of(data):
     if len(counts) > 1 or counts == {-1}:
         raise ValueError(
             "The arrays of a batch must have one leading axis, its samples: got shapes "
-            f"{[tuple(leaf.shape) for leaf in leaves]}."
+            f"{[tuple(leaf.shape) for leaf in leaves]}. If these are single samples, batch the "
+            "data set first, as by dataset.batch(64)."
         )
     return int(counts.pop())
 

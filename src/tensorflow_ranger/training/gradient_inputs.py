@@ -1,12 +1,14 @@
 """What `accumulate_gradients` is given: variables and a batch of the framework Keras runs on."""
 
 import collections.abc
+import inspect
 import numbers
 
 import keras
 
 from tensorflow_ranger.backend import gradients
 from tensorflow_ranger.backend.frameworks import framework_of
+from tensorflow_ranger.checks.frameworks import require_active_framework
 
 
 def checked_variables(variables):
@@ -16,7 +18,8 @@ def checked_variables(variables):
         ValueError: There is no variable.
         TypeError: They are of another framework, or what holds them was given in their place.
     """
-    _require_active_framework("variables", [variables])
+    other = f"variables of {keras.config.backend()}"
+    require_active_framework("variables", [variables], other)
     on_jax = keras.config.backend() == "jax"
     _require_collection(variables, on_jax)
     if not on_jax:
@@ -27,7 +30,7 @@ def checked_variables(variables):
             "variables must hold at least one variable: got none. A generator such as "
             "module.parameters() is empty once it has been used: give list(module.parameters())."
         )
-    _require_active_framework("variables", leaves)
+    require_active_framework("variables", leaves, other)
     for leaf in leaves:
         _require_variable(leaf, on_jax)
     return variables
@@ -40,27 +43,40 @@ def checked_batch(batch):
         TypeError: It holds tensors of another framework than that which Keras runs on.
     """
     batch = gradients.map_leaves(_plain, batch)
-    _require_active_framework("batch", gradients.leaves(batch))
+    arrays = [leaf for leaf in gradients.leaves(batch) if hasattr(leaf, "shape")]
+    require_active_framework("batch", arrays, "NumPy arrays")
     return batch
+
+
+def require_function(name, function, parameters):
+    """Check that `function` can be called with one argument for each of `parameters`.
+
+    Raises:
+        TypeError: It cannot, or is no function.
+    """
+    called = f"{name}({', '.join(parameters)})"
+    if not callable(function):
+        raise TypeError(
+            f"{name} must be a function, called as {called}: got {type(function).__name__}. Give "
+            "the function itself, not what it returns."
+        )
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of a function that is not written in Python
+        return
+    try:
+        signature.bind(*parameters)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is called as {called}: got a function with the parameters {signature}. Take "
+            "the parts of the micro-batch inside the function, such as x, y = micro_batch."
+        ) from error
 
 
 def _plain(leaf):
     if isinstance(leaf, collections.abc.Mapping):
         return gradients.map_leaves(_plain, dict(leaf))
     return leaf
-
-
-def _require_active_framework(name, values):
-    active = keras.config.backend()
-    for value in values:
-        framework = framework_of(value)
-        if framework not in (None, active):
-            other = "NumPy arrays" if name == "batch" else f"variables of {active}"
-            raise TypeError(
-                f"{name} must be of {active}, the framework that Keras runs on: got "
-                f"{type(value).__name__} of {framework}. Set the environment variable "
-                f"KERAS_BACKEND={framework} before Keras is imported, or give {other}."
-            )
 
 
 def _require_collection(variables, on_jax):

@@ -10,6 +10,7 @@ from tensorflow_ranger.backend import steps
 from tensorflow_ranger.batch_size.plan import parse_bytes
 from tensorflow_ranger.batch_size.size_policy import WHOLE
 from tensorflow_ranger.checks import arguments
+from tensorflow_ranger.checks.models import require_model
 from tensorflow_ranger.multitask.tasks import Tasks
 from tensorflow_ranger.training.model_copies import copy_overrides
 from tensorflow_ranger.training.model_state import attach, set_tasks, tasks_of
@@ -87,7 +88,8 @@ def microbatch(
     Raises:
         TypeError: `model` is not a Keras model.
         ValueError: An argument is out of range; the model overrides `train_step` or
-            `make_train_function`. In `fit`: the optimizer accumulates gradients itself; with
+            `make_train_function`. In `fit`: the optimizer accumulates gradients itself; there are
+            no targets for the loss; layers were frozen or unfrozen since `compile`; with
             `padding`, the model computes something else without the padding; layers were made
             under `keras.RematScope`.
         MemoryError: In `fit`: not even one sample fits.
@@ -103,7 +105,7 @@ def microbatch(
         Ghost batch norm: Hoffer et al. 2017, "Train longer, generalize better", section 4.
     """
     if size is None:
-        _check_model(model)
+        require_model(model, "microbatch")
         _uninstall(model)
         if tasks_of(model) is not None:
             install_whole(model)
@@ -135,7 +137,7 @@ def check_trainable(model, function):
         ValueError: It overrides `train_step` or `make_train_function`, in its class or by an
             attribute of its own.
     """
-    _check_model(model, function)
+    require_model(model, function)
     name = overridden_step(model)
     if name is not None:
         raise ValueError(
@@ -153,14 +155,6 @@ def overridden_step(model):
         if not getattr(type(model), name).__module__.startswith("keras."):
             return name
     return None
-
-
-def _check_model(model, function="microbatch"):
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"{function} needs a keras.Model: got {type(model).__name__}. "
-            "For a loop of your own use accumulate_gradients."
-        )
 
 
 def install(model, size, **options):
@@ -228,6 +222,6 @@ def _check(size, memory_limit, loss, padding, rematerialize):
             )
     if loss not in (None, "shares", "whole"):
         raise ValueError(
-            f"loss must be None, 'shares' or 'whole': got {loss!r}. With None the first batch "
-            "decides."
+            f"loss must be None, 'shares' or 'whole': got {loss!r}. The loss function itself is "
+            "given to model.compile; with None the first batch decides."
         )

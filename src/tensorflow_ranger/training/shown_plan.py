@@ -17,6 +17,7 @@ class ShownPlan:
         self._model = model
         self._notes: dict[str, str] = {}
         self._shown = None
+        self._is_first_batch = True
 
     def show(self, plan):
         """Show the `MicrobatchPlan`, with the notes."""
@@ -24,6 +25,16 @@ class ShownPlan:
         if self._shown is not plan:
             self._shown = plan
             self._model.microbatch_plan = dataclasses.replace(plan, **self._notes)
+
+    def warn_of_no_split(self, size, samples):
+        """Warn if the first batch of `samples` is not split by micro-batches of `size`."""
+        if self._is_first_batch and size >= samples:
+            _logger.warning(
+                "The first batch of %d samples was not split: the micro-batch is no smaller. Give "
+                "fit a larger batch_size, which is 32 unless it is given.",
+                samples,
+            )
+        self._is_first_batch = False
 
     def note_loss(self, reason):
         """Tell once why the loss is computed for the whole batch, if `reason` is not None."""

@@ -24,6 +24,7 @@ from tensorflow_ranger.training.batch_measures import (
     start_clock,
 )
 from tensorflow_ranger.training.batch_step import BatchStep
+from tensorflow_ranger.training.fit_checks import require_same_variables, require_targets
 from tensorflow_ranger.training.model_state import attached, tasks_of
 from tensorflow_ranger.training.padding import Padding
 from tensorflow_ranger.training.rematerialization.rematerialization import Rematerialization
@@ -133,7 +134,9 @@ class TrainFunction:
         require_whole_windows(model)
         require_single_update(model.optimizer)
         if model.train_function is not None and not force:
+            require_same_variables(model, self._variables)
             return
+        self._variables = list(model.trainable_variables)
         if keras.config.backend() == "torch" and model.steps_per_execution > 1:
             raise ValueError(
                 "`steps_per_execution` must be 1 with the PyTorch backend: got "
@@ -195,6 +198,7 @@ class TrainFunction:
         data = keras.utils.unpack_x_y_sample_weight(steps.without_optionals(data))
         samples = samples_of(data)
         rows = samples if rows == "all" else rows
+        require_targets(self._model, data)
         self._step_for(data)
         self._check_padding(state, data)
         while True:
@@ -218,6 +222,8 @@ class TrainFunction:
             else:
                 self._sizes.succeeded(size, *measured(begun, logs))
                 self._plan.show(self._sizes.plan)
+                if not (self._is_searched or self.is_whole or self.padding is not None):
+                    self._plan.warn_of_no_split(size, samples)
                 if size < samples:
                     self._plan.note_loss(phases.compiled_losses.whole_reason)
                 self._plan.note_cells(phases.padding, data, size)

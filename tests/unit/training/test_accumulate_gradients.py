@@ -271,7 +271,7 @@ def test_an_integer_of_numpy_is_a_size():
 )
 def test_a_batch_that_cannot_be_cut_is_refused(batch, message):
     with pytest.raises(ValueError, match=message):
-        accumulate_gradients(mean_loss, [variable(1.0, "float32")], batch, 2)
+        accumulate_gradients(lambda *_: 0.0, [variable(1.0, "float32")], batch, 2)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -208,7 +208,7 @@ def test_sizes_that_are_none(size):
 
 
 def test_other_arguments_are_checked():
-    with pytest.raises(TypeError, match=r"needs a keras\.Model: got int"):
+    with pytest.raises(TypeError, match=r"needs a keras\.Model as its first argument: got int"):
         ranger.microbatch(3, 4)
     with pytest.raises(ValueError, match="memory_limit is for size='auto'"):
         ranger.microbatch(dense_model(), 4, memory_limit="1GB")

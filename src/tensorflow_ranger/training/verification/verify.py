@@ -12,7 +12,9 @@ from keras import ops
 
 from tensorflow_ranger.backend import arrays, keras_internals, replicas
 from tensorflow_ranger.checks import arguments
+from tensorflow_ranger.checks.models import require_model
 from tensorflow_ranger.training.examination import resolution_of
+from tensorflow_ranger.training.fit_checks import require_targets
 from tensorflow_ranger.training.microbatch import overridden_step
 from tensorflow_ranger.training.padding import Padding
 from tensorflow_ranger.training.train_function import TrainFunction
@@ -123,7 +125,8 @@ def verify(model: keras.Model, batch: Any, size: int) -> Verification:
         TypeError: `model` is not a Keras model.
         ValueError: The model is not compiled, overrides `train_step`, or is trained by several
             replicas; `size` is no integer >= 1;
-            `batch` is empty, or its arrays have leading axes of several sizes.
+            `batch` is empty, a data set, or without targets, or its arrays have leading axes of
+            several sizes.
 
     Example:
         >>> model.compile(optimizer="adam", loss="mse")
@@ -134,6 +137,7 @@ def verify(model: keras.Model, batch: Any, size: int) -> Verification:
     with arrays.kept(model):  # PyTorch's loader draws a seed
         data = converted(batch)
     samples = samples_of_arrays(data)
+    require_targets(model, data)
     with warnings.catch_warnings():
         # They say what the reasons say.
         warnings.filterwarnings("ignore", category=UserWarning, module="tensorflow_ranger")
@@ -195,11 +199,7 @@ def require_comparable(model, function):
         TypeError: It is not a Keras model.
         ValueError: It is not compiled, overrides `train_step`, or is trained by several replicas.
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"{function} needs a keras.Model: got {type(model).__name__}. For a loop of your own "
-            "compare the gradients of two sizes of accumulate_gradients."
-        )
+    require_model(model, function)
     if not model.compiled or model.optimizer is None:
         raise ValueError(
             f"{function} needs a model that knows its loss and optimizer: got one that is not "
@@ -238,15 +238,19 @@ def samples_of_arrays(data):
     leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
     for leaf in leaves:
         if not hasattr(leaf, "shape") or len(leaf.shape) == 0:
+            got, remedy = type(leaf).__name__, "Make arrays of lists by numpy.asarray."
+            if hasattr(leaf, "shape"):
+                got, remedy = f"a scalar {got}", "Give each sample a row."
+            elif hasattr(leaf, "__iter__") and not isinstance(leaf, str):
+                remedy = "Give one batch of it: next(iter(data))."
             raise ValueError(
-                "The arrays of batch must have a leading axis, the samples: got "
-                f"{type(leaf).__name__} of shape {getattr(leaf, 'shape', None)}."
+                f"batch must hold arrays with a leading axis, the samples: got {got}. {remedy}"
             )
     shapes = [tuple(leaf.shape) for leaf in leaves]
     counts = {int(shape[0]) for shape in shapes}
     if len(counts) != 1 or counts == {0}:
         raise ValueError(
             "The arrays of batch must have leading axes of one size, the samples, and at least one "
-            f"sample: got shapes {shapes}."
+            f"sample: got shapes {shapes}. Give x and y with a row for each sample."
         )
     return counts.pop()

@@ -379,7 +379,7 @@ def test_gradients_of_a_loop_of_ones_own_stay():
 
 
 def test_an_object_that_is_no_model_is_refused():
-    with pytest.raises(TypeError, match=r"needs a keras\.Model: got Dense"):
+    with pytest.raises(TypeError, match=r"needs a keras\.Model as its first argument: got Dense"):
         verify(layers.Dense(1), data(), 4)
 
 
@@ -408,7 +408,7 @@ def test_a_size_that_is_none_is_refused(size):
     [
         ((np.zeros((0, 6)), np.zeros((0, 2))), "at least one sample"),
         ((np.zeros((4, 6)), np.zeros((3, 2))), r"leading axes of one size.*\(4, 6\), \(3, 2\)"),
-        ((np.zeros((4, 6)), 1.0), "got float of shape None"),
+        ((np.zeros((4, 6)), 1.0), "must hold arrays with a leading axis.*got float. Make arrays"),
         ((None, None), "at least one sample"),
     ],
 )
