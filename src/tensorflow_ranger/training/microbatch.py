@@ -25,6 +25,7 @@ def microbatch(
     loss: str | None = None,
     padding: float | None = None,
     rematerialize: bool | int | None = None,
+    head_chunks: int | None = None,
 ) -> keras.Model:
     """Train `model` on whole batches, a micro-batch of `size` samples at a time.
 
@@ -80,6 +81,11 @@ def microbatch(
             they make for it: the same weights in less memory and at most 4/3 of the time. True for
             as many segments as need the least memory; an integer >= 2 for so many segments;
             False never to; None to do so only where not even one sample fits otherwise.
+        head_chunks: In how many chunks to compute the logits of a micro-batch, their loss and its
+            gradient, where the last layer is `Dense` or a reversed `ReversibleEmbedding` and the
+            loss is one per row of outputs, such as per token: the same weights, and no more logits
+            in memory than those of a chunk. An integer >= 1; 1 for all at once; None to choose: in
+            chunks where the logits would be larger than all else that the forward pass keeps.
 
     Returns:
         `model`. Its attribute `microbatch_plan` is a `MicrobatchPlan` that tells the size in use.
@@ -88,8 +94,8 @@ def microbatch(
         TypeError: `model` is not a Keras model.
         ValueError: An argument is out of range; the model overrides `train_step` or
             `make_train_function`. In `fit`: the optimizer accumulates gradients itself; with
-            `padding`, the model computes something else without the padding; layers were made
-            under `keras.RematScope`.
+            `padding`, the model computes something else without the padding; with `head_chunks`,
+            the logits must stay whole; layers were made under `keras.RematScope`.
         MemoryError: In `fit`: not even one sample fits.
 
     Example:
@@ -110,6 +116,13 @@ def microbatch(
         return model
     check_trainable(model, "microbatch")
     _check(size, memory_limit, loss, padding, rematerialize)
+    if head_chunks is not None:
+        arguments.count(
+            "head_chunks",
+            head_chunks,
+            "It is the number of chunks in which the logits of a micro-batch are computed; None "
+            "chooses it.",
+        )
     limit = None if memory_limit is None else parse_bytes(memory_limit)
     return install(
         model,
@@ -119,6 +132,7 @@ def microbatch(
         loss=loss,
         padding=padding,
         rematerialize=rematerialize,
+        head_chunks=head_chunks,
     )
 
 
