@@ -135,7 +135,9 @@ class RowsTried:
 
     def _of_metrics(self, whole, parts, shape):
         compiled = keras_internals.compiled_metrics(self._model)
-        known = set() if compiled is None else set(map(id, compiled.variables))
+        owners = (
+            {} if compiled is None else {id(v): m for m in compiled.metrics for v in m.variables}
+        )
         variables = self._model.metrics_variables
         after = zeros = [ops.zeros(v.shape, v.dtype) for v in variables]
         for y, y_pred, weight in parts:
@@ -145,14 +147,13 @@ class RowsTried:
         steps = rows_of_sample(shape)
         for place, variable in enumerate(variables):
             value, found = (_array(each[place]) for each in (expected, after))
-            if id(variable) not in known:
+            if id(variable) not in owners:
                 continue
-            is_sum, is_mean = _are_close(value, found), _are_close(value, found / steps)
-            if steps > 1 and (is_sum == is_mean or (is_sum and self.counts_samples[place])):
-                return f"the metric {variable.path!r} is not the mean of the rows of outputs"
-            if not is_sum and not is_mean:
-                return f"the metric {variable.path!r} is not the mean of the rows of outputs"
-            self.counts_samples[place] = is_mean and not is_sum
+            counts_rows, counts_samples = _are_close(value, found), _are_close(value, found / steps)
+            if steps > 1 and counts_rows == counts_samples:  # or it is zero, which tells nothing
+                name = owners[id(variable)].name
+                return f"the metric {name!r} is not known to be a mean or a sum of rows"
+            self.counts_samples[place] = not counts_rows
         return None
 
 
