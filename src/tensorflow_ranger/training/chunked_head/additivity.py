@@ -46,10 +46,7 @@ class RowsTried:
         y = keras.tree.map_structure(self._few, y)
         weight = keras.tree.map_structure(self._random, sample_weight)
         try:
-            self.reason = self._compare(y, weight, None)
-            if self.reason is None:
-                mask = self._rng.random(_shape_of(y, self._axes)) < 0.7
-                self.reason = self._compare(y, weight, ops.convert_to_tensor(mask))
+            self.reason = self._compare(y, weight, self._mask(y))
         except Exception as error:
             self.reason = (
                 "a loss or a metric cannot be called on some of the rows of outputs "
@@ -69,6 +66,12 @@ class RowsTried:
             return None
         shape = self._few(ops.zeros(weight.shape)).shape
         return ops.convert_to_tensor(self._rng.uniform(0.5, 1.5, shape), weight.dtype)
+
+    def _mask(self, y):
+        (output,) = keras_internals.graph_of(self._model).outputs
+        if keras_internals.get_mask(output) is None:
+            return None
+        return ops.convert_to_tensor(self._rng.random(_shape_of(y, self._axes)) < 0.7)
 
     def _logits_near(self, y):
         """Return random logits, of which half are large for the class of the target."""

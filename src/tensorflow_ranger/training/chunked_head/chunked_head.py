@@ -6,7 +6,7 @@ import math
 import keras
 from keras import ops
 
-from tensorflow_ranger.backend import chunks, keras_internals
+from tensorflow_ranger.backend import added_gradients, chunks, keras_internals
 from tensorflow_ranger.backend.batches import cut
 from tensorflow_ranger.batch_size.plan import format_bytes
 from tensorflow_ranger.training.call_scope import CallScope
@@ -52,7 +52,7 @@ class ChunkedHead:
         """
         measurer = ChainMeasurer(model, self.layers)
         with keras_internals.calling_by(measurer):
-            hidden = call()
+            (hidden,) = keras.tree.flatten(call())
         number = math.prod(hidden.shape[:-1])
         of_row = self.layers.outputs * bytes_per_number(self.layers.dtype)
         if not self._is_forced and number * of_row <= sum(link.kept for link in measurer.links):
@@ -85,8 +85,9 @@ class ChunkedHead:
 
     def stand_in(self, hidden):
         """Return a tensor that has the mask of the outputs, in their place."""
-        outputs = keras.tree.pack_sequence_as(self.layers.graph.output, [hidden[..., :1]])
-        return masked(outputs, [self.layers.mask_of(hidden)])
+        (states,) = keras.tree.flatten(hidden)
+        outputs = keras.tree.pack_sequence_as(self.layers.graph.output, [states[..., :1]])
+        return masked(outputs, [self.layers.mask_of(states)])
 
     def shares(self, phases, seen, totals, metrics):
         """Return the `Shares` of a micro-batch, and the metrics' values after it.
@@ -104,19 +105,20 @@ class ChunkedHead:
             keras.backend.standardize_dtype(totals.samples.dtype),
         )
         y, hidden, sample_weight, mask = self._rows(*seen)
-        steps = rows_of_sample(tuple(ops.shape(seen[1])[:-1]))
-        variables = {id(v): v for layer in self.layers.layers for v in layer.trainable_variables}
+        (states,) = keras.tree.flatten(seen[1])
+        steps = rows_of_sample(tuple(ops.shape(states)[:-1]))
         with keras_internals.in_call_state({}):
-            weights = [ops.convert_to_tensor(v.value) for v in variables.values()]
+            weights = [ops.convert_to_tensor(v.value) for v in self.layers.weights]
+        keys = [id(v) for v in self.layers.weights]
 
         def of_chunk(hidden, weights, rows, state):
             y, sample_weight, mask = rows
             unlogged, parts, metrics = state
-            with self._again(dict(zip(variables, weights, strict=True))):
+            with self._again(dict(zip(keys, weights, strict=True))):
                 y_pred = self._outputs(hidden, mask)
                 samples = ops.cast(ops.shape(hidden)[0], dtype) / ops.cast(steps, dtype)
                 own = losses.of_outputs(y, y_pred, copies(sample_weight), samples, totals)
-            seen = y, self._detached(y_pred, mask), copies(sample_weight)
+            seen = y, self._for_metrics(y_pred, mask), copies(sample_weight)
             metrics = phases.metrics_of_batch.updated(metrics, *seen)
             unlogged = unlogged + ops.stop_gradient(ops.cast(sum(own.unlogged), dtype))
             parts = [
@@ -148,6 +150,7 @@ class ChunkedHead:
         return Shares(total, [unlogged], parts, []), after
 
     def _rows(self, y, hidden, sample_weight):
+        (hidden,) = keras.tree.flatten(hidden)
         axes, mask = len(hidden.shape) - 1, self.layers.mask_of(hidden)
         return (
             targets_as_rows(y, axes),
@@ -159,8 +162,9 @@ class ChunkedHead:
     def _outputs(self, hidden, mask):
         return masked(self.layers(hidden), [mask])
 
-    def _detached(self, y_pred, mask):
-        return masked(keras.tree.map_structure(ops.stop_gradient, y_pred), [mask])
+    def _for_metrics(self, y_pred, mask):
+        y_pred = keras.tree.map_structure(ops.stop_gradient, y_pred)
+        return masked(y_pred, [mask if added_gradients.KEEPS_MASKS else None])
 
     @contextlib.contextmanager
     def _again(self, values):

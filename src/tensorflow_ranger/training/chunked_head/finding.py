@@ -4,7 +4,7 @@ import math
 
 import keras
 
-from tensorflow_ranger.backend import replicas
+from tensorflow_ranger.backend import keras_internals, replicas
 from tensorflow_ranger.backend.batches import has_sparse
 from tensorflow_ranger.training.chunked_head.additivity import RowsTried
 from tensorflow_ranger.training.chunked_head.chunked_head import LEAST_BYTES, ChunkedHead
@@ -58,6 +58,7 @@ def _why_whole(model, data, tasks, padding):
         return "several replicas train the model"
     if has_sparse(data):
         return "the batch has sparse arrays"
-    if padding is not None and model.metrics_variables:
+    metrics = keras_internals.compiled_metrics(model)
+    if padding is not None and metrics is not None and metrics.variables:
         return "padding= fills outputs up for the metrics"
     return None

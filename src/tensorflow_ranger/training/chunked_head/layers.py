@@ -31,6 +31,14 @@ class HeadLayers(NamedTuple):
         """The layers that the nodes call."""
         return [node.operation for node in self.nodes]
 
+    @property
+    def weights(self):
+        """The trained variables that the layers compute with."""
+        found = [v for layer in self.layers for v in layer.trainable_variables]
+        if getattr(self.layers[0], "tie_weights", True):
+            return found
+        return [v for v in found if v is not self.layers[0].embeddings]  # for looking up alone
+
     def __call__(self, hidden):
         """Return what the layers make of rows."""
         key = id(self.nodes[0].input_tensors[0])

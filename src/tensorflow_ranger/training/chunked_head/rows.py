@@ -36,8 +36,6 @@ def weights_as_rows(sample_weight, shape):
     def spread(weight):
         if weight is None:
             return None
-        missing = axes - len(weight.shape)
-        weight = ops.reshape(weight, (*ops.shape(weight), *[1] * missing))
         return as_rows(ops.broadcast_to(weight, (*shape, *weight.shape[axes:])), axes)
 
     return keras.tree.map_structure(spread, sample_weight)
@@ -57,9 +55,11 @@ def why_no_rows(y, sample_weight, axes):
         return f"there is not one target for each row of outputs: their shapes are {shapes}"
     sizes = tuple(targets[0].shape[:axes])
     for weight in keras.tree.flatten(sample_weight):
-        own = () if weight is None else tuple(weight.shape[:axes])
-        if any(size not in (1, of_target) for size, of_target in zip(own, sizes, strict=False)):
-            return f"sample weights of shape {tuple(weight.shape)} are not those of rows or samples"
+        if weight is None:
+            continue
+        own = zip(weight.shape[:axes], sizes, strict=False)
+        if len(weight.shape) < axes or any(size not in (1, wanted) for size, wanted in own):
+            return f"sample weights of shape {tuple(weight.shape)} are for targets of {sizes}"
     return None
 
 
