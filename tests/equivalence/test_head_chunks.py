@@ -91,7 +91,7 @@ def squared(y_true, y_pred):
 
 
 ACCURACY = {
-    "metrics": lambda: ["accuracy", metrics.SparseTopKCategoricalAccuracy(2, name="top")],
+    "metrics": lambda: ["accuracy"],
     "weighted_metrics": lambda: [
         metrics.SparseCategoricalCrossentropy(from_logits=True),
         "accuracy",

@@ -57,18 +57,66 @@ def _summed(function, hidden, weights, rows, state, size, dtype):
         start, total, state = carry
         own_hidden, own_rows = chunk
         own_hidden = own_hidden.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), _Products(weights, sums):
             value, state = function(own_hidden, weights, own_rows, state)
-        slope, *found = torch.autograd.grad(value, [own_hidden, *weights])
+        slope, *found = torch.autograd.grad(value, [own_hidden, *weights], allow_unused=True)
         stop = start + own_hidden.shape[0]
         slopes[start:stop] = slope
         for gradient, each in zip(sums, found, strict=True):
-            gradient.add_(each)
+            if each is not None:
+                gradient.add_(each)
         return stop, total + value.detach(), state
 
     zero = torch.zeros((), dtype=getattr(torch, dtype), device=hidden.device)
     _, total, state = fold(add, (0, zero, state), (hidden.detach(), rows), size)
     return total, state, slopes, *sums
+
+
+class _Products(torch.overrides.TorchFunctionMode):
+    """Lets the gradients of products with `weights` be added to `sums` where they are computed.
+
+    A gradient as large as the weight itself would be written and read again for every chunk.
+    """
+
+    def __init__(self, weights, sums):
+        super().__init__()
+        self._pairs = [
+            (weight, total)
+            for weight, total in zip(weights, sums, strict=True)
+            if weight.ndim == 2 and weight.dtype == total.dtype
+        ]
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.matmul:
+            for weight, total in self._pairs:
+                for own, own_total in ((weight, total), (weight.T, total.T)):
+                    if _is_same(args[1], own):
+                        return _Product.apply(args[0], own, own_total)
+        return function(*args, **(kwargs or {}))
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, weight, total):
+        ctx.save_for_backward(rows, weight)
+        ctx.total = total
+        return torch.matmul(rows, weight)
+
+    @staticmethod
+    def backward(ctx, slope):
+        rows, weight = ctx.saved_tensors
+        ctx.total.addmm_(rows.flatten(0, -2).T, slope.flatten(0, -2))
+        return torch.matmul(slope, weight.T), None, None
+
+
+def _is_same(tensor, weight):
+    """Return whether `tensor` is `weight`, or the same view of it."""
+    return (
+        tensor.data_ptr() == weight.data_ptr()
+        and tensor.shape == weight.shape
+        and tensor.stride() == weight.stride()
+        and tensor.dtype == weight.dtype
+    )
 
 
 def _wide(dtype):

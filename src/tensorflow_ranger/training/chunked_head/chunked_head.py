@@ -107,14 +107,16 @@ class ChunkedHead:
         y, hidden, sample_weight, mask = self._rows(*seen)
         (states,) = keras.tree.flatten(seen[1])
         steps = rows_of_sample(tuple(ops.shape(states)[:-1]))
+        variables = {id(v): v for layer in self.layers.layers for v in layer.variables}
         with keras_internals.in_call_state({}):
-            weights = [ops.convert_to_tensor(v.value) for v in self.layers.weights]
+            values = {key: ops.convert_to_tensor(v.value) for key, v in variables.items()}
         keys = [id(v) for v in self.layers.weights]
+        weights = [values[key] for key in keys]
 
         def of_chunk(hidden, weights, rows, state):
             y, sample_weight, mask = rows
             unlogged, parts, metrics = state
-            with self._again(dict(zip(keys, weights, strict=True))):
+            with self._again({**values, **dict(zip(keys, weights, strict=True))}):
                 y_pred = self._outputs(hidden, mask)
                 samples = ops.cast(ops.shape(hidden)[0], dtype) / ops.cast(steps, dtype)
                 own = losses.of_outputs(y, y_pred, copies(sample_weight), samples, totals)
