@@ -152,7 +152,11 @@ CASES = {
         "weight": lambda y: per_sample(y)[:, 0],
         "settings": {"metrics": lambda: ["accuracy"]},
     },
-    "nested": {"make": nested, "loss": lambda: of_classes(False), "settings": ACCURACY},
+    "nested": {
+        "make": nested,
+        "loss": lambda: of_classes(False),
+        "settings": {"metrics": lambda: ["accuracy"]},
+    },
     "frozen": {"make": frozen},
     "names": {
         "make": named,

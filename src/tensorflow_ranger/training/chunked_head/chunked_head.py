@@ -109,9 +109,9 @@ class ChunkedHead:
         steps = rows_of_sample(tuple(ops.shape(states)[:-1]))
         variables = {id(v): v for layer in self.layers.layers for v in layer.variables}
         with keras_internals.in_call_state({}):
-            values = {key: ops.convert_to_tensor(v.value) for key, v in variables.items()}
+            values = {key: ops.stop_gradient(v.value) for key, v in variables.items()}
+            weights = [ops.convert_to_tensor(v.value) for v in self.layers.weights]
         keys = [id(v) for v in self.layers.weights]
-        weights = [values[key] for key in keys]
 
         def of_chunk(hidden, weights, rows, state):
             y, sample_weight, mask = rows
