@@ -52,7 +52,10 @@ def _summed(function, hidden, weights, rows, state, size, dtype):
         with tf.GradientTape() as tape:
             tape.watch([own_hidden, *weights])
             value, state = function(own_hidden, list(weights), own_rows, state)
-        slope, *found = tape.gradient(value, [own_hidden, *weights])
+        found = tape.gradient(
+            value, [own_hidden, *weights], unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        slope, *found = map(tf.convert_to_tensor, found)
         places = start + tf.range(tf.shape(own_hidden)[0])  # XLA knows no other range's length
         slopes = tf.tensor_scatter_nd_update(slopes, places[:, None], slope)
         sums = [a + tf.cast(b, a.dtype) for a, b in zip(sums, found, strict=True)]

@@ -41,7 +41,8 @@ class _Summed(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, factor):
+    def backward(ctx, *slopes):
+        (factor,) = slopes
         found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         # In place: a copy of the largest gradients would be the peak of a small head.
         return None, *(gradient.mul_(factor).to(dtype) for gradient, dtype in found)
@@ -103,8 +104,8 @@ class _Product(torch.autograd.Function):
         return torch.matmul(rows, weight)
 
     @staticmethod
-    def backward(ctx, slope):
-        rows, weight = ctx.saved_tensors
+    def backward(ctx, *slopes):
+        (slope,), (rows, weight) = slopes, ctx.saved_tensors
         ctx.total.addmm_(rows.flatten(0, -2).T, slope.flatten(0, -2))
         return torch.matmul(slope, weight.T), None, None
 

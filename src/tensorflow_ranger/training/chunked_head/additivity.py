@@ -1,5 +1,7 @@
 """Whether a model's losses and metrics are sums over the rows of outputs: tried on a few rows."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -68,7 +70,8 @@ class RowsTried:
         return ops.convert_to_tensor(self._rng.uniform(0.5, 1.5, shape), weight.dtype)
 
     def _mask(self, y):
-        (output,) = keras_internals.graph_of(self._model).outputs
+        graph: Any = keras_internals.graph_of(self._model)
+        (output,) = graph.outputs
         if keras_internals.get_mask(output) is None:
             return None
         return ops.convert_to_tensor(self._rng.random(_shape_of(y, self._axes)) < 0.7)

@@ -129,7 +129,7 @@ def test_another_number_of_chunks_is_refused(value):
 class Hungry:
     """An activation that finds memory for so many rows and no more."""
 
-    most = None
+    most: int | None = None
 
     def __call__(self, logits):
         rows = int(np.prod(logits.shape[:-1]))
@@ -188,4 +188,5 @@ def test_memory_is_a_fraction_of_the_logits(is_tied):
     logits = 4 * y.size * WORDS
     whole, own = temporaries(make(1), x, y, 16), temporaries(make(None), x, y, 16)
     assert whole > logits
-    assert own < 0.25 * logits
+    assert own < 0.12 * whole
+    assert own < 0.3 * logits
