@@ -54,8 +54,9 @@ def microbatch(
     mean nor a sum over samples. `verify` says what differs for a model.
 
     Where memory runs out, the size is halved and the batch goes on; after a while a larger one is
-    tried again. Where not even one sample fits, the backward pass runs layers again, and then logits
-    are computed in chunks. On JAX and TensorFlow the batch begins again from an unchanged model.
+    tried again. Where not even one sample fits, the backward pass runs layers again, and then
+    logits are computed in chunks. On JAX and TensorFlow the batch begins again from an unchanged
+    model.
 
     Args:
         model: A Keras model, compiled before `fit` as usual.
