@@ -206,6 +206,9 @@ def assert_same(actual, expected, tolerance=TOLERANCE, of_history=1e-5):
             atol=tolerance,
             err_msg=variable.path,
         )
+    for variable, value in zip(model.metrics_variables, other.metrics_variables, strict=True):
+        values = ops.convert_to_numpy(variable), ops.convert_to_numpy(value)
+        np.testing.assert_allclose(*values, rtol=of_history, atol=1e-6, err_msg=variable.path)
     assert history.keys() == own_history.keys()
     for name, values in history.items():
         np.testing.assert_allclose(values, own_history[name], rtol=of_history, err_msg=name)
