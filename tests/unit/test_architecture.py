@@ -414,6 +414,6 @@ def test_every_module_that_is_loaded_by_name_has_twins():
     loaded = re.findall(
         r'_of_active_backend\("(\w+)"\)', (SOURCE / "backend" / "__init__.py").read_text("utf-8")
     )
-    assert len(loaded) == 8
+    assert len(loaded) == 9
     for backend in ("tensorflow", "jax", "torch"):
         assert {f"{name}.py" for name in loaded} <= modules_of(backend)

@@ -10,6 +10,7 @@ folder of the active backend is imported, so a JAX or PyTorch user never pays fo
 - `gradients`: sums of gradients for training loops of a user's own.
 - `added_gradients`: the gradients of a micro-batch of `microbatch`, added to those of its batch.
 - `replay`: functions that a backward pass runs again, so that it keeps less.
+- `chunks`: sums over chunks of rows, of whose gradients only the sums are kept.
 - `steps`: the training step of `microbatch`.
 """
 
@@ -37,4 +38,5 @@ loops = _of_active_backend("loops")
 gradients = _of_active_backend("gradients")
 added_gradients = _of_active_backend("added_gradients")
 replay = _of_active_backend("replay")
+chunks = _of_active_backend("chunks")
 steps = _of_active_backend("steps")

@@ -35,6 +35,8 @@ class MicrobatchPlan:
         padding: How many time steps of the first batch are computed; None without ``padding=``.
         rematerialization: How many layers' calls the backward pass runs again, and what it keeps in
             place of their outputs; None where it runs none again.
+        head: In how many chunks the logits are computed, or why they are not; None where they are
+            not the largest thing in memory.
     """
 
     batch: int | None
@@ -45,6 +47,7 @@ class MicrobatchPlan:
     loss: str | None = None
     padding: str | None = None
     rematerialization: str | None = None
+    head: str | None = None
 
     def __str__(self) -> str:
         lines = [f"{'micro-batch':>12} {'memory':>12} {'per sample':>12}  chosen"]
@@ -54,10 +57,8 @@ class MicrobatchPlan:
             mark = "yes" if candidate.size == self.chosen else ""
             mark = mark if candidate.fits else "does not fit"
             lines.append(f"{candidate.size:>12} {memory:>12} {seconds:>12}  {mark}".rstrip())
-        notes = [
-            note for note in (self.loss, self.padding, self.rematerialization) if note is not None
-        ]
-        return "\n".join([*lines, self.reason, *notes])
+        notes = (self.loss, self.padding, self.rematerialization, self.head)
+        return "\n".join([*lines, self.reason, *(note for note in notes if note is not None)])
 
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

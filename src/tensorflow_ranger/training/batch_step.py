@@ -51,6 +51,7 @@ class BatchStep(TwoPasses):
         padding: `Padding` that cuts the batches, or None.
         rematerialization: `Rematerialization` of the model, or None.
         norms: `StepStatistics` that `finish` adds the norms of gradients to, and logs, or None.
+        head: `ChunkedHead` of the model, or None.
     """
 
     def __init__(
@@ -63,8 +64,9 @@ class BatchStep(TwoPasses):
         padding=None,
         rematerialization=None,
         norms=None,
+        head=None,
     ):
-        super().__init__(model, accumulator, tasks, loss, padding, rematerialization)
+        super().__init__(model, accumulator, tasks, loss, padding, rematerialization, head)
         self.noise = noise
         self.norms = norms
 
@@ -160,7 +162,12 @@ class BatchStep(TwoPasses):
         def share(weights):
             with self._scope(weights, state, rows_of(x)) as scope:
                 y_pred = self.differentiated_call(x)
-                if slopes is not None:
+                metrics = [scope.get_current_value(v) for v in self.metrics]
+                if self.head is not None:
+                    seen = y, y_pred, sample_weight
+                    found, metrics = self.head.shares(self, seen, totals, metrics)
+                    found = self.compiled_losses.with_added(found, samples / totals.samples)
+                elif slopes is not None:
                     found = self._pulled_back(y_pred, samples / totals.samples, slopes)
                 elif self.cuts:  # a batch that is one micro-batch needs no second pass
                     found = self.compiled_losses.of_batch(
@@ -176,7 +183,6 @@ class BatchStep(TwoPasses):
                 loss, logged, losses = found
                 seeds = [scope.get_current_value(v) for v in self.seeds]
                 layers = self.state.read(scope)
-                metrics = [scope.get_current_value(v) for v in self.metrics]
             if totals.scale is not None and slopes is None:
                 loss = keras.tree.map_structure(lambda v: v * ops.cast(totals.scale, v.dtype), loss)
             return loss, (y_pred, logged, losses, seeds, layers, metrics, assigned)
@@ -189,7 +195,7 @@ class BatchStep(TwoPasses):
         if slopes is not None:
             pairs = zip(found.has_gradient, self._loss_has_gradient, strict=True)
             self.has_gradient = [any(pair) for pair in pairs]
-        if not self.has_own_metrics:
+        if not self.has_own_metrics and self.head is None:
             # Keras' metrics take means over all steps.
             seen = y, y_pred, given
             seen = seen if self.padding is None else self.padding.filled(*seen)

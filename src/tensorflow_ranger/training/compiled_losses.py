@@ -1,6 +1,6 @@
 """Each micro-batch's share of its batch's loss, whatever the losses divide by."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -17,6 +17,15 @@ from tensorflow_ranger.training.loss_masses import (
     values_of,
 )
 from tensorflow_ranger.training.matched_losses import MatchedLosses, undivided
+
+
+class Shares(NamedTuple):
+    """A micro-batch's shares of the compiled losses."""
+
+    total: Any  #: Their weighted sum, or None where there are no losses.
+    unlogged: list[Any]  #: Scalars of the sum that are differentiated and not reported.
+    parts: list[Any]  #: For each loss what is reported.
+    shares: list[Any]  #: For each loss what is differentiated, without its weight.
 
 
 class CompiledLosses(MatchedLosses):
@@ -43,7 +52,9 @@ class CompiledLosses(MatchedLosses):
         self._tasks = tasks
         self._places = []
         self._divided = []
+        self._masking = set()  # places of the losses that mask their own values
         self._scalars = []
+        self._are_per_row = False
         self._added_names = []
         self._known_names = set()
         self._sums = set()
@@ -62,6 +73,7 @@ class CompiledLosses(MatchedLosses):
     def inspect(self, y, y_pred, sample_weight):
         """Learn from one micro-batch's predictions what each loss divides by."""
         self._places, self._divided, self._scalars = [], [], []
+        self._masking = set()
         self.needs_outputs = False
         self._structure = keras.tree.map_structure(lambda _: None, y_pred)
 
@@ -71,6 +83,8 @@ class CompiledLosses(MatchedLosses):
                 return
             values = values_of(loss, y_true, y_pred)
             own_mask = keras_internals.get_mask(values)
+            if own_mask is not None:
+                self._masking.add(place)
             if len(values.shape) == 0 and loss.reduction != "sum":
                 self._scalars.append(place)
             elif loss.reduction not in (None, "none", "sum"):
@@ -103,7 +117,7 @@ class CompiledLosses(MatchedLosses):
     @property
     def suspects(self):
         """Places of the losses per sample of which only a comparison tells if samples meet."""
-        if self.is_own or self.is_whole or self._kind == "shares":
+        if self.is_own or self.is_whole or self._kind == "shares" or self._are_per_row:
             return []
         return [i for i, record in enumerate(self.losses) if not _is_known(record.loss)]
 
@@ -118,6 +132,16 @@ class CompiledLosses(MatchedLosses):
         suspects = self.suspects
         self.for_each(ask, y, y_pred, sample_weight)
         return values
+
+    @property
+    def masks_unforeseen(self):
+        """Places of the losses that mask their own values in a way that only outputs tell."""
+        records = self.losses
+        return [i for i in self._masking if ignored_class(records[i].loss) is None]
+
+    def know_rows_apart(self):
+        """Learn that in no loss samples meet, nor the rows of a sample."""
+        self._are_per_row = True
 
     def suspect(self, places):
         """Take the batch's outputs for the losses at `places`: samples meet in them."""
@@ -201,7 +225,7 @@ class CompiledLosses(MatchedLosses):
 
         def measure(place, loss, y_true, y_pred, sample_weight):
             if place in self._places:
-                masks = masks_of(loss, y_true, y_pred)
+                masks = masks_of(loss, y_true, y_pred, place in self._masking)
                 masses[place] = ops.cast(mass_of(loss, masks, sample_weight), dtype)
 
         self.for_each(measure, y, y_pred if self.needs_outputs else self._structure, sample_weight)
@@ -228,6 +252,36 @@ class CompiledLosses(MatchedLosses):
             factor = ops.cast(fraction, value.dtype)
             loss = ops.sum(value) * (1.0 if "own" in self._sums else factor)
             return loss, ops.mean(value) * factor if len(value.shape) else loss, []
+        return self.with_added(self.of_outputs(y, y_pred, sample_weight, samples, whole), fraction)
+
+    def with_added(self, shares, fraction):
+        """Return what `of` returns, from the `Shares` of the compiled losses.
+
+        Args:
+            shares: `Shares` of the micro-batch.
+            fraction: Scalar; the micro-batch's fraction of the batch's samples.
+        """
+        terms = [] if shares.total is None else [shares.total]
+        added = list(self._added(fraction))
+        terms.extend(added)
+        if not terms:
+            raise ValueError(
+                "No loss to compute: got a model compiled without `loss` and without "
+                "added losses. Give `compile` a loss."
+            )
+        loss = terms[0]
+        for term in terms[1:]:
+            loss = loss + ops.cast(term, loss.dtype)
+        logged = loss
+        for term in shares.unlogged:
+            logged = logged - ops.cast(term, loss.dtype)
+        if self._tasks is not None:
+            loss = self._rows(shares.shares, added, loss.dtype)
+        return loss, logged, shares.parts
+
+    def of_outputs(self, y, y_pred, sample_weight, samples, whole):
+        """Return the `Shares` of the compiled losses: see `of`."""
+        fraction = samples / whole.samples
         parts, unlogged, shares = [], [], []
 
         def share(place, loss, y_true, y_pred, sample_weight):
@@ -247,7 +301,8 @@ class CompiledLosses(MatchedLosses):
             else:
                 ratio = fraction
                 if place in self._places:
-                    mass = mass_of(loss, masks_of(loss, y_true, y_pred), sample_weight)
+                    masks = masks_of(loss, y_true, y_pred, place in self._masking)
+                    mass = mass_of(loss, masks, sample_weight)
                     mass = ops.cast(mass, whole.masses[place].dtype)
                     ratio = ops.divide_no_nan(mass, whole.masses[place])
                 share = part = value * ops.cast(ratio, value.dtype)
@@ -255,26 +310,8 @@ class CompiledLosses(MatchedLosses):
             shares.append(share)
             return share
 
-        terms = []
         total = self.for_each(share, y, y_pred, sample_weight)
-        if total is not None:
-            terms.append(total)
-        added = list(self._added(fraction))
-        terms.extend(added)
-        if not terms:
-            raise ValueError(
-                "No loss to compute: got a model compiled without `loss` and without "
-                "added losses. Give `compile` a loss."
-            )
-        loss = terms[0]
-        for term in terms[1:]:
-            loss = loss + ops.cast(term, loss.dtype)
-        logged = loss
-        for term in unlogged:
-            logged = logged - ops.cast(term, loss.dtype)
-        if self._tasks is not None:
-            loss = self._rows(shares, added, loss.dtype)
-        return loss, logged, parts
+        return Shares(total, unlogged, parts, shares)
 
     def added_by_layers(self, fraction):
         """Return pairs of a layer and the micro-batch's part of a loss that it has added.

@@ -35,12 +35,16 @@ class ForwardPasses:
         loss: "shares", "whole", or None to decide: see `microbatch`.
         padding: `Padding` that cuts the batches, or None.
         rematerialization: `Rematerialization` of the model, or None.
+        head: `ChunkedHead` of the model, or None. `prepare` forgets one that saves no memory.
     """
 
-    def __init__(self, model, tasks=None, loss=None, padding=None, rematerialization=None):
+    def __init__(
+        self, model, tasks=None, loss=None, padding=None, rematerialization=None, head=None
+    ):
         self.model = model
         self.padding = padding
         self.rematerialization: Any = rematerialization
+        self.head: Any = head
         self.noise = self.norms = None
         self.weights = list(model.trainable_variables)
         self.metrics = list(model.metrics_variables)
@@ -108,11 +112,15 @@ class ForwardPasses:
 
     def _first_call(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        self._find_head(x)
         with self._scope(rows=rows_of(x), also=self.metrics) as scope, self._freeing():
             y_pred = self.call(x)
-            self.whole_loss.find(y_pred)
+            seen = y, y_pred, sample_weight
+            if self.head is not None:
+                seen = self.head.first_rows(*seen)
+            self.whole_loss.find(seen[1])
             by_layers = {id(v) for v in scope.assigned}
-            self.compiled_losses.inspect(y, y_pred, sample_weight)
+            self.compiled_losses.inspect(*seen)
             if self.compiled_losses.is_whole:
                 weight = copies(sample_weight)
                 self.compiled_losses.of_batch(x, y, y_pred, weight, self.count(x), self._dtype)
@@ -126,6 +134,17 @@ class ForwardPasses:
         self._find_loss_state([v for v in scope.assigned if id(v) not in by_layers])
         return assigned, y_pred
 
+    def _find_head(self, x):
+        def call():
+            with self._scope(rows=rows_of(x)):
+                return self.call(x)
+
+        if self.head is None or not self.head.is_worth_it(self.model, call):
+            self.head = None
+            return
+        self.compiled_losses.know_rows_apart()
+        self.metrics_of_batch.know_rows_apart()
+
     def _find_draws(self, x, drawer):
         """Learn which draws have the samples along their leading axis, by a pass of another size.
 
@@ -135,7 +154,7 @@ class ForwardPasses:
         """
 
         def look(rows):
-            with self._scope(rows=rows) as scope:
+            with self._scope(rows=rows) as scope, self._freeing():
                 self.call(resized(x, rows))
             return scope.draws
 
@@ -148,7 +167,7 @@ class ForwardPasses:
             return
         self._full_shapes = drawer.shapes
         try:
-            with self._scope(rows=rows_of(x)):
+            with self._scope(rows=rows_of(x)), self._freeing():
                 shortened = self.call(self.padding.shortened(x))
         except Exception as error:
             if is_out_of_memory(error):
@@ -165,7 +184,8 @@ class ForwardPasses:
                 self.call(x)
 
         if self.rematerialization is not None:
-            self.rematerialization.learn(run, count(x))
+            head = None if self.head is None else self.head.layers
+            self.rematerialization.learn(run, count(x), head)
 
     def _find_loss_state(self, assigned):
         metrics = {id(v) for v in self.metrics}
@@ -220,7 +240,7 @@ class ForwardPasses:
             carried: Kinds of layers' state that go on from the samples before.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with self._scope(None, begun, rows_of(x), carried) as scope:
+        with self._scope(None, begun, rows_of(x), carried) as scope, self._freeing():
             y_pred = self.call(x)
             outputs = with_masks(y_pred)
             if given is not None and not (self.compiled_losses.is_own and self.model.losses):
@@ -228,7 +248,9 @@ class ForwardPasses:
             answers = self.compiled_losses.answers(x, y, y_pred, copies(sample_weight))
             values = self.compiled_losses.values_of_suspects(y, y_pred, copies(sample_weight))
             state = self.state.read(scope)
-        metrics = self.metrics_of_batch.updated(begun.metrics, y, y_pred, copies(sample_weight))
+        metrics = begun.metrics
+        if self.head is None:
+            metrics = self.metrics_of_batch.updated(metrics, y, y_pred, copies(sample_weight))
         return Look(state, answers, metrics, values), outputs
 
     @property
@@ -253,8 +275,10 @@ class ForwardPasses:
     def measure(self, data):
         """Return the masses of a micro-batch, one scalar per loss."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with self._scope(rows=rows_of(x)):
+        with self._scope(rows=rows_of(x)), self._freeing():
             y_pred = self.call(x) if self.compiled_losses.needs_outputs else None
+            if self.head is not None and y_pred is not None:
+                y_pred = self.head.stand_in(y_pred)
             return self.compiled_losses.masses(y, y_pred, sample_weight, self._dtype)
 
     def initial(self):
@@ -284,14 +308,21 @@ class ForwardPasses:
         return self.model(x)
 
     def _freeing(self):
+        if self.head is not None:
+            return self.head.below()
         free = self.rematerialization is not None
         return self.rematerialization.freeing() if free else contextlib.nullcontext()
 
     def differentiated_call(self, x):
-        """Return the model's outputs in training, of which the backward pass may repeat parts."""
-        if self.rematerialization is None:
-            return self.call(x)
-        with self.rematerialization.replaying():
+        """Return the model's outputs in training, of which the backward pass may repeat parts.
+
+        With a head in chunks they are what it is given.
+        """
+        if self.rematerialization is not None:
+            context = self.rematerialization.replaying()
+        else:
+            context = contextlib.nullcontext() if self.head is None else self.head.below()
+        with context:
             return self.call(x)
 
     @contextlib.contextmanager

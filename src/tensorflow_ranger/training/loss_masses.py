@@ -28,15 +28,22 @@ def ignored_class(loss):
     return loss.ignore_class if is_known else None
 
 
-def masks_of(loss, y_true, y_pred):
-    """Return the `Masks` of a loss; an ignored class is known without outputs."""
+def masks_of(loss, y_true, y_pred, sets_mask):
+    """Return the `Masks` of a loss; an ignored class is known without outputs.
+
+    Args:
+        loss: The loss.
+        y_true: Its targets.
+        y_pred: The outputs, or None where no mask depends on them.
+        sets_mask: Whether the loss itself masks its values.
+    """
     output = None if y_pred is None else keras_internals.get_mask(y_pred)
     ignored = ignored_class(loss)
     if ignored is not None:
         y_true = ops.convert_to_tensor(y_true, loss.dtype)
         return Masks(output, ops.not_equal(y_true, ops.cast(ignored, loss.dtype)))
-    if y_pred is None:
-        return Masks(None, None)
+    if y_pred is None or not sets_mask:
+        return Masks(output, None)
     return Masks(output, keras_internals.get_mask(values_of(loss, y_true, y_pred)))
 
 

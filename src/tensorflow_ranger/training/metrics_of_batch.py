@@ -32,13 +32,18 @@ class MetricsOfBatch:
         self._model = model
         self._bytes = 0
         self._of_batch = set()
+        self._are_per_row = False
         self.gathers = False
 
     @property
     def unclear(self):
         """Metrics of which only a comparison tells whether they add up."""
         compiled = keras_internals.compiled_metrics(self._model)
-        return [] if compiled is None else [m for m in compiled.metrics if not _adds_up(m)]
+        return (
+            []
+            if compiled is None or self._are_per_row
+            else [m for m in compiled.metrics if not _adds_up(m)]
+        )
 
     def find(self, y_pred, samples):
         """Learn how large the outputs of a batch of `samples` are; None is unknown."""
@@ -63,6 +68,10 @@ class MetricsOfBatch:
             return any(not _same(*values[id(v)], tolerance) for v in metric.variables)
 
         self._take([metric for metric in self.unclear if differs(metric)])
+
+    def know_rows_apart(self):
+        """Learn that all metrics add up over rows of outputs."""
+        self._are_per_row = True
 
     def assume_of_batch(self):
         """Take all unclear metrics for functions of the batch: that is right for any."""

@@ -26,6 +26,7 @@ def microbatch(
     loss: str | None = None,
     padding: float | None = None,
     rematerialize: bool | int | None = None,
+    head_chunks: int | None = None,
 ) -> keras.Model:
     """Train `model` on whole batches, a micro-batch of `size` samples at a time.
 
@@ -54,8 +55,9 @@ def microbatch(
     mean nor a sum over samples. `verify` says what differs for a model.
 
     Where memory runs out, the size is halved and the batch goes on; after a while a larger one is
-    tried again. Where not even one sample fits, the backward pass runs layers again. On JAX and
-    TensorFlow the batch begins again from an unchanged model.
+    tried again. Where not even one sample fits, the backward pass runs layers again, and then
+    logits are computed in chunks. On JAX and TensorFlow the batch begins again from an unchanged
+    model.
 
     Args:
         model: A Keras model, compiled before `fit` as usual.
@@ -81,6 +83,11 @@ def microbatch(
             they make for it: the same weights in less memory and at most 4/3 of the time. True for
             as many segments as need the least memory; an integer >= 2 for so many segments;
             False never to; None to do so only where not even one sample fits otherwise.
+        head_chunks: In how many chunks to compute the logits of a micro-batch, their loss and its
+            gradient, where the last layer is `Dense` or a reversed `ReversibleEmbedding` and the
+            loss is one per row of outputs, such as per token: the same weights, and no more logits
+            in memory than those of a chunk. An integer >= 1; 1 for all at once; None to choose: in
+            chunks where the logits would be larger than all else that the forward pass keeps.
 
     Returns:
         `model`. Its attribute `microbatch_plan` is a `MicrobatchPlan` that tells the size in use.
@@ -90,8 +97,8 @@ def microbatch(
         ValueError: An argument is out of range; the model overrides `train_step` or
             `make_train_function`. In `fit`: the optimizer accumulates gradients itself; there are
             no targets for the loss; layers were frozen or unfrozen since `compile`; with
-            `padding`, the model computes something else without the padding; layers were made
-            under `keras.RematScope`.
+            `padding`, the model computes something else without the padding; with `head_chunks`,
+            the logits must stay whole; layers were made under `keras.RematScope`.
         MemoryError: In `fit`: not even one sample fits.
 
     Example:
@@ -112,6 +119,13 @@ def microbatch(
         return model
     check_trainable(model, "microbatch")
     _check(size, memory_limit, loss, padding, rematerialize)
+    if head_chunks is not None:
+        arguments.count(
+            "head_chunks",
+            head_chunks,
+            "It is the number of chunks in which the logits of a micro-batch are computed; None "
+            "chooses it.",
+        )
     limit = None if memory_limit is None else parse_bytes(memory_limit)
     return install(
         model,
@@ -121,6 +135,7 @@ def microbatch(
         loss=loss,
         padding=padding,
         rematerialize=rematerialize,
+        head_chunks=head_chunks,
     )
 
 

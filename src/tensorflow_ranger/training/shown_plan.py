@@ -64,6 +64,11 @@ class ShownPlan:
         if text != self._notes.get("rematerialization"):
             self._note("rematerialization", text)
 
+    def note_head(self, text):
+        """Tell once in which chunks the logits are computed, or why they are not."""
+        if text != self._notes.get("head"):
+            self._note("head", text)
+
     def _note(self, name, text):
         plan = self._shown
         self._notes[name] = text

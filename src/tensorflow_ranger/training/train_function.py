@@ -24,6 +24,7 @@ from tensorflow_ranger.training.batch_measures import (
     start_clock,
 )
 from tensorflow_ranger.training.batch_step import BatchStep
+from tensorflow_ranger.training.chunked_head.finding import found_head
 from tensorflow_ranger.training.fit_checks import require_same_variables, require_targets
 from tensorflow_ranger.training.model_state import attached, tasks_of
 from tensorflow_ranger.training.padding import Padding
@@ -56,6 +57,8 @@ class TrainFunction:
             as they are given.
         rematerialize: True, False, a number of segments, or None for only where one sample does not
             fit otherwise: see `microbatch`.
+        head_chunks: In how many chunks the logits of a micro-batch are computed, or None to decide:
+            see `microbatch`.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class TrainFunction:
         may_fold=True,
         padding=None,
         rematerialize=False,
+        head_chunks=None,
     ):
         self._model = model
         self.loss = loss
@@ -78,6 +82,9 @@ class TrainFunction:
         self.padding = padding
         self._is_inert = False
         self._rematerialize = rematerialize
+        self._head_chunks = head_chunks
+        self._needs_head = False  # in chunks, for one sample to fit
+        self._whole_reasons = {}  # why the heads of `_steps` stay whole
         self._limit = limit
         self._dtype = arguments.accumulator_dtype(accumulator_dtype)
         self.noise: StepStatistics | None = None
@@ -104,6 +111,7 @@ class TrainFunction:
             "loss": self.loss,
             "padding": self.padding,
             "rematerialize": self._rematerialize,
+            "head_chunks": self._head_chunks,
         }
 
     def measure_noise(self, memory):
@@ -218,7 +226,7 @@ class TrainFunction:
                         f"Out of memory with micro-batches of {size} on this process, and others "
                         "train on the same batch with it: use a smaller one."
                     ) from error
-                self._take_less(size, error)
+                self._take_less(size, error, data)
             else:
                 self._sizes.succeeded(size, *measured(begun, logs))
                 self._plan.show(self._sizes.plan)
@@ -228,6 +236,7 @@ class TrainFunction:
                     self._plan.note_loss(phases.compiled_losses.whole_reason)
                 self._plan.note_cells(phases.padding, data, size)
                 self._plan.note_rematerialization(phases.rematerialization)
+                self._plan.note_head(self._note_on_head(phases, data))
                 if not step.is_settled:
                     self._steps.clear()
                 return logs, state
@@ -238,34 +247,36 @@ class TrainFunction:
         try:
             self._sizes.begin(samples, bytes_in_use, memory_of)
         except MemoryError:
-            self._fit_one_sample()
+            self._fit_one_sample(data)
             _, step = self._step_for(data)
             self._begin(step, state, data, samples)
         self._plan.show(self._sizes.plan)
 
-    def _take_less(self, size, error):
+    def _take_less(self, size, error, data):
         try:
             self._sizes.failed(size, error)
         except MemoryError:
-            self._fit_one_sample()
+            self._fit_one_sample(data)
         self._plan.show(self._sizes.plan)
 
-    def _fit_one_sample(self):
-        """Go on with rematerialization, or raise the `MemoryError` that is being handled."""
-        if self._rematerialize is not None:
+    def _fit_one_sample(self, data):
+        """Go on in less memory, or raise the `MemoryError` that is being handled."""
+        phases, step = self._step_for(data)
+        if self._rematerialize is None:
+            self._rematerialize, what = True, "the backward pass runs layers again"
+        elif phases.head is None and self._may_chunk_head(data):
+            self._needs_head, what = True, "logits are computed in chunks"
+        else:
             raise
-        self._rematerialize = True
-        _logger.warning(
-            "One sample does not fit the memory: the backward pass runs layers again from now on."
-        )
+        _logger.warning("One sample does not fit the memory: %s from now on.", what)
         if self._is_searched:
             self._sizes = SearchedSize(self._limit)
-        if not steps.ADDS_IN_PLACE:
-            self._steps.clear()
-            return
-        for key, step in self._steps.items():  # what they have added to the momentum stays
-            self._phases[key].rematerialization = self._make_rematerialization()
+        self._steps.clear()
+        if steps.ADDS_IN_PLACE:  # what it has added to the momentum stays
+            phases.rematerialization = self._make_rematerialization()
+            phases.head = self._make_head(data)
             step.prepare_again()
+            self._steps[self._key_of(data)] = step
 
     def _make_rematerialization(self):
         if self._rematerialize in (None, False):
@@ -273,12 +284,57 @@ class TrainFunction:
         count = None if self._rematerialize is True else int(self._rematerialize)
         return Rematerialization(self._model, count)
 
-    def _step_for(self, data):
+    def _may_chunk_head(self, data):
+        if self._head_chunks is not None:
+            return False
+        return self._found_head(data, is_forced=True)[0] is not None
+
+    def _make_head(self, data):
+        """Return the `ChunkedHead` of the model, or None where it stays whole.
+
+        Raises:
+            ValueError: Chunks were asked for, and the head cannot be divided.
+        """
+        count = self._head_chunks
+        if count == 1:
+            return None
+        is_forced = count is not None or self._needs_head
+        head, reason = self._found_head(data, is_forced)
+        if count is not None and head is None:
+            raise ValueError(
+                f"head_chunks={count} divides the logits of a micro-batch, and they must stay "
+                f"whole, for {reason}. Leave head_chunks out."
+            )
+        self._whole_reasons[self._key_of(data)] = reason
+        return head
+
+    def _found_head(self, data, is_forced):
+        return found_head(
+            self._model,
+            data,
+            tasks=resolved_tasks(self._model),
+            loss=self.loss,
+            padding=self.padding,
+            count=self._head_chunks,
+            is_forced=is_forced,
+        )
+
+    def _note_on_head(self, phases, data):
+        reason = self._whole_reasons.get(self._key_of(data))
+        if phases.head is not None:
+            return phases.head.summary
+        return None if reason is None else f"All logits are computed at once, for {reason}."
+
+    def _key_of(self, data):
         # Which leaves are there decides what a step computes.
         key = (self.norms is None, *(leaf is None for leaf in keras.tree.flatten(data)))
         if self.padding is not None:
             # What layers draw for a sample depends on its padded size.
             key = (*key, *Padding(self._model, self.padding, False).sizes_of(data[0]))
+        return key
+
+    def _step_for(self, data):
+        key = self._key_of(data)
         if key not in self._steps:
             model = self._model
             if all(arrays.has_value(variable) for variable in model.variables[:1]):
@@ -297,6 +353,7 @@ class TrainFunction:
                 padding,
                 self._make_rematerialization(),
                 self.norms,
+                self._make_head(data),
             )
             self._check_metrics(phases)
             loop = "host" if phases.has_own_metrics else steps.default_loop(compiled)

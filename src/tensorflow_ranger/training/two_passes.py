@@ -19,12 +19,20 @@ class TwoPasses(ForwardPasses):
         loss: "shares", "whole", or None to decide: see `microbatch`.
         padding: `Padding` that cuts the batches, or None.
         rematerialization: `Rematerialization` of the model, or None.
+        head: `ChunkedHead` of the model, or None.
     """
 
     def __init__(
-        self, model, accumulator, tasks=None, loss=None, padding=None, rematerialization=None
+        self,
+        model,
+        accumulator,
+        tasks=None,
+        loss=None,
+        padding=None,
+        rematerialization=None,
+        head=None,
     ):
-        super().__init__(model, tasks, loss, padding, rematerialization)
+        super().__init__(model, tasks, loss, padding, rematerialization, head)
         self.accumulator = accumulator
         self._loss_has_gradient = []
 

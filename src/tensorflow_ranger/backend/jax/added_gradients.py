@@ -7,6 +7,8 @@ from tensorflow_ranger.backend.jax import row_lists
 from tensorflow_ranger.backend.jax.arrays import squared_norm
 from tensorflow_ranger.backend.phases import Added
 
+KEEPS_MASKS = False  # what a gradient's function returns beside its loss has lost them
+
 
 def current_values(variables):
     """Return pairs of the variables and the values an inner scope must be told."""

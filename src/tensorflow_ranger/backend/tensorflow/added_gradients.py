@@ -6,6 +6,8 @@ from tensorflow_ranger.backend.phases import Added
 from tensorflow_ranger.backend.tensorflow.arrays import squared_norm
 from tensorflow_ranger.backend.tensorflow.recorder import recorded_by
 
+KEEPS_MASKS = True  # of outputs that a loss was computed of
+
 
 def current_values(variables):
     """Return pairs of the variables and the values an inner scope must be told: none."""

@@ -10,6 +10,8 @@ from tensorflow_ranger.backend import keras_internals, row_updates
 from tensorflow_ranger.backend.phases import Added
 from tensorflow_ranger.backend.torch import replicas, row_lists
 
+KEEPS_MASKS = True  # of outputs that a loss was computed of
+
 
 def current_values(variables):
     """Return pairs of the variables and the values an inner scope must be told: none."""

@@ -5,6 +5,7 @@ import keras
 from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.training.rematerialization.segment import (
     Segment,
+    end_of,
     needed_by,
     outputs_of,
     run_nodes,
@@ -18,11 +19,14 @@ class SegmentCaller:
         graphs: Dict from the id of a `keras.Function` to its segments: pairs ``(start, stop)`` of
             places among its nodes.
         layers: Ids of the layers whose every call is a segment.
+        head: `HeadLayers` that are left out, so that the model returns what they are given; or
+            None.
     """
 
-    def __init__(self, graphs, layers):
+    def __init__(self, graphs, layers, head=None):
         self._graphs = graphs
         self._layers = layers
+        self._head = head
 
     def call_layer(self, layer, args, kwargs, call):
         """Call a layer, as a segment if it is to be one."""
@@ -37,8 +41,8 @@ class SegmentCaller:
         """
         nodes = keras_internals.nodes_of(graph)
         values = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs), strict=True))
-        done = 0
-        for start, stop in [*self._graphs.get(id(graph), ()), (len(nodes), len(nodes))]:
+        done, end = 0, end_of(graph, nodes, self._head)
+        for start, stop in [*self._graphs.get(id(graph), ()), (end, end)]:
             run_nodes(nodes[done:start], values, operation_fn, needed_by(nodes[start:], graph))
             if start < stop:
                 later = needed_by(nodes[stop:], graph)
@@ -46,4 +50,4 @@ class SegmentCaller:
                 values.update(zip(results, segment.replayed(), strict=True))
                 values = {key: value for key, value in values.items() if key in later}
             done = stop
-        return outputs_of(graph, values)
+        return outputs_of(graph, values, nodes[end:])

@@ -8,6 +8,7 @@ import keras
 from tensorflow_ranger.backend import arrays, keras_internals
 from tensorflow_ranger.training.rematerialization.segment import (
     Segment,
+    end_of,
     needed_by,
     outputs_of,
     run_nodes,
@@ -30,10 +31,13 @@ class ChainMeasurer:
 
     Args:
         model: A built Keras model.
+        head: `HeadLayers` that are left out, so that the model returns what they are given; or
+            None.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, head=None):
         self.links = []
+        self._head = head
         self._graphs = set()
         self._layers = set(_layers_without_graph(model))
 
@@ -55,7 +59,8 @@ class ChainMeasurer:
         self._graphs.add(id(graph))
         nodes = keras_internals.nodes_of(graph)
         values = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs), strict=True))
-        for place, node in enumerate(nodes):
+        end = end_of(graph, nodes, self._head)
+        for place, node in enumerate(nodes[:end]):
             kept, later = 0, needed_by(nodes[place + 1 :], graph)
             is_model = isinstance(node.operation, keras.Model)  # it lists its own
             if not is_model:
@@ -66,7 +71,7 @@ class ChainMeasurer:
                 handed_on = sum(map(_bytes_of, values.values()))
                 may_replay = _may_replay(node.operation)
                 self.links.append(Link(id(graph), place, may_replay, kept, handed_on))
-        return outputs_of(graph, values)
+        return outputs_of(graph, values, nodes[end:])
 
 
 def _layers_without_graph(model):
@@ -96,8 +101,12 @@ def _may_replay(operation):
 def _bytes_of(tensor):
     if tensor is None:
         return 0
-    size = keras.backend.standardize_dtype(tensor.dtype)
-    return math.prod(s or 1 for s in tensor.shape) * _SIZES.get(size, 4)
+    return math.prod(s or 1 for s in tensor.shape) * bytes_per_number(tensor.dtype)
+
+
+def bytes_per_number(dtype):
+    """Return the bytes that a number of `dtype` takes."""
+    return _SIZES.get(keras.backend.standardize_dtype(dtype), 4)
 
 
 _SIZES = {"bool": 1, "uint8": 1, "int8": 1, "float16": 2, "bfloat16": 2, "int64": 8, "float64": 8}

@@ -44,16 +44,17 @@ class Rematerialization:
                 "rematerialize=True)."
             )
 
-    def learn(self, run, samples):
+    def learn(self, run, samples, head=None):
         """Find the segments.
 
         Args:
             run: Function without arguments that calls the model in a `CallScope`.
             samples: Samples that it calls the model on.
+            head: `HeadLayers` that calls of the model leave out, or None.
         """
         if self._caller is not None:
             return
-        measurer = ChainMeasurer(self._model)
+        measurer = ChainMeasurer(self._model, head)
         with keras_internals.calling_by(measurer):
             run()
         chain = [link for link in measurer.links if link.may_replay]
@@ -63,7 +64,7 @@ class Rematerialization:
         handed_on = [link.handed_on for link in chain]
         found = segments.divided(kept, handed_on, joins, self._count)
         replayed = [chain[start:stop] for start, stop in found[:-1]]
-        self._caller = _caller_of(replayed)
+        self._caller = _caller_of(replayed, head)
         self.summary = _summary(measurer.links, found, kept, handed_on, samples)
 
     def replaying(self):
@@ -80,7 +81,7 @@ def _may_join(link, following):
     return is_next and link.key == following.key
 
 
-def _caller_of(replayed):
+def _caller_of(replayed, head):
     graphs, layers = {}, set()
     for links in replayed:
         first, last = links[0], links[-1]
@@ -88,7 +89,7 @@ def _caller_of(replayed):
             layers.add(first.key)
         else:
             graphs.setdefault(first.key, []).append((first.place, last.place + 1))
-    return SegmentCaller(graphs, layers)
+    return SegmentCaller(graphs, layers, head)
 
 
 def _summary(links, found, kept, handed_on, samples):

@@ -176,11 +176,22 @@ def needed_by(nodes, graph):
     return {id(x) for x in (*(x for node in nodes for x in node.input_tensors), *graph.outputs)}
 
 
-def outputs_of(graph, values):
-    """Return the nested outputs of `graph`, from a dict of tensors by ids of symbolic ones."""
-    return keras.tree.pack_sequence_as(
-        graph.output, [values[id(output)] for output in graph.outputs]
-    )
+def end_of(graph, nodes, head):
+    """Return the number of `nodes` of `graph` before those of `head`: `HeadLayers` or None."""
+    return head.start if head is not None and head.graph is graph else len(nodes)
+
+
+def outputs_of(graph, values, left_out=()):
+    """Return the nested outputs of `graph`, from a dict of tensors by ids of symbolic ones.
+
+    Args:
+        graph: The `keras.Function`.
+        values: The dict.
+        left_out: Nodes that end the graph and have not run. What the first of them takes is
+            returned in place of the output.
+    """
+    outputs = left_out[0].input_tensors if left_out else graph.outputs
+    return keras.tree.pack_sequence_as(graph.output, [values[id(output)] for output in outputs])
 
 
 def with_inner(layer):
