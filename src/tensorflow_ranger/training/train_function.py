@@ -26,6 +26,7 @@ from tensorflow_ranger.training.batch_measures import (
 from tensorflow_ranger.training.batch_step import BatchStep
 from tensorflow_ranger.training.model_state import attached, tasks_of
 from tensorflow_ranger.training.padding import Padding
+from tensorflow_ranger.training.rematerialization.choice import RematerializationChoice
 from tensorflow_ranger.training.rematerialization.rematerialization import Rematerialization
 from tensorflow_ranger.training.shown_plan import ShownPlan
 from tensorflow_ranger.training.step_statistics import StepStatistics
@@ -76,13 +77,13 @@ class TrainFunction:
         self._may_fold = may_fold
         self.padding = padding
         self._is_inert = False
-        self._rematerialize = rematerialize
+        self._replays = RematerializationChoice(model, rematerialize)
         self._limit = limit
         self._dtype = arguments.accumulator_dtype(accumulator_dtype)
         self.noise: StepStatistics | None = None
         self.is_whole = size == WHOLE
         self._is_searched = size == "auto"
-        self._sizes = SearchedSize(limit) if self._is_searched else FixedSize(size)
+        self._sizes = self._searched_size() if self._is_searched else FixedSize(size)
         self._plan = ShownPlan(model)
         self._plan.show(self._sizes.plan)
 
@@ -187,9 +188,8 @@ class TrainFunction:
         self._step_for(data)
         self._check_padding(state, data)
         while True:
+            self._begin(state, data, samples)
             phases, step = self._step_for(data)
-            step.require_rows(samples)
-            self._begin(step, state, data, samples)
             size = min(self._sizes.size, samples)
             begun = start_clock() if self._sizes.is_timed(samples) else None
             try:
@@ -216,15 +216,30 @@ class TrainFunction:
                 return logs, state
             gc.collect()  # frees what the failed pass held, once its error is gone
 
-    def _begin(self, step, state, data, samples):
-        memory_of = functools.partial(step.memory, state, data) if steps.KNOWS_MEMORY else None
+    def _begin(self, state, data, samples):
+        self._step_for(data)[1].require_rows(samples)
+
+        def memory_of(size, segments=None):
+            return self._step_for(data, segments)[1].memory(state, data, size)
+
         try:
-            self._sizes.begin(samples, bytes_in_use, memory_of)
+            self._sizes.begin(
+                samples,
+                bytes_in_use,
+                memory_of if steps.KNOWS_MEMORY else None,
+                functools.partial(self._choices, state, data),
+            )
         except MemoryError:
             self._fit_one_sample()
-            _, step = self._step_for(data)
-            self._begin(step, state, data, samples)
+            self._begin(state, data, samples)
         self._plan.show(self._sizes.plan)
+
+    def _choices(self, state, data):
+        def prepare(rematerialization):
+            _, step = self._make_step(rematerialization)
+            step.prepare(state, data, self._sizes.size)
+
+        return self._replays.choices(prepare)
 
     def _take_less(self, size, error):
         try:
@@ -235,56 +250,62 @@ class TrainFunction:
 
     def _fit_one_sample(self):
         """Go on with rematerialization, or raise the `MemoryError` that is being handled."""
-        if self._rematerialize is not None:
+        if not self._replays.is_open:
             raise
-        self._rematerialize = True
+        self._replays.repeat_all()
         _logger.warning(
             "One sample does not fit the memory: the backward pass runs layers again from now on."
         )
         if self._is_searched:
-            self._sizes = SearchedSize(self._limit)
+            self._sizes = self._searched_size()
         if not steps.ADDS_IN_PLACE:
             self._steps.clear()
             return
         for key, step in self._steps.items():  # what they have added to the momentum stays
-            self._phases[key].rematerialization = self._make_rematerialization()
+            self._phases[key].rematerialization = self._replays.of(None)
             step.prepare_again()
 
-    def _make_rematerialization(self):
-        if self._rematerialize in (None, False):
-            return None
-        count = None if self._rematerialize is True else int(self._rematerialize)
-        return Rematerialization(self._model, count)
+    def _searched_size(self):
+        return SearchedSize(self._limit, self._replays.is_open)
 
-    def _step_for(self, data):
+    def _step_for(self, data, segments=None):
+        """Return the `BatchStep` for a batch like `data`, and the step that runs it.
+
+        Args:
+            data: Tuple ``(x, y, sample_weight)``.
+            segments: The `Segments` that are run again, or None for those to run next.
+        """
+        segments = self._sizes.segments if segments is None else segments
         # Which leaves are there decides what a step computes.
         key = tuple(leaf is None for leaf in keras.tree.flatten(data))
         if self.padding is not None:
             # What layers draw for a sample depends on its padded size.
             key = (*key, *Padding(self._model, self.padding, False).sizes_of(data[0]))
+        if not steps.ADDS_IN_PLACE:
+            key = (*key, segments)
         if key not in self._steps:
             model = self._model
             if all(arrays.has_value(variable) for variable in model.variables[:1]):
                 # In the middle of `fit` JAX has taken the values, and Keras has built the model.
                 keras_internals.build(model, data)
-            compiled = None if model.run_eagerly else bool(model.jit_compile)
-            tasks = resolved_tasks(model)
-            accumulator = self._make_accumulator(tasks)
-            padding = self._padding_for(compiled)
-            phases = BatchStep(
-                model,
-                accumulator,
-                tasks,
-                self.noise,
-                self.loss,
-                padding,
-                self._make_rematerialization(),
-            )
-            self._check_metrics(phases)
-            loop = "host" if phases.has_own_metrics else steps.default_loop(compiled)
-            self._steps[key] = steps.make_step(phases, self._loop or loop, compiled)
-            self._phases[key] = phases
+            found = self._make_step(self._replays.of(segments))
+            self._phases[key], self._steps[key] = found
+        if steps.ADDS_IN_PLACE and self._replays.is_open:
+            self._phases[key].rematerialization = self._replays.of(segments)
         return self._phases[key], self._steps[key]
+
+    def _make_step(self, rematerialization):
+        model = self._model
+        compiled = None if model.run_eagerly else bool(model.jit_compile)
+        tasks = resolved_tasks(model)
+        accumulator = self._make_accumulator(tasks)
+        padding = self._padding_for(compiled)
+        phases = BatchStep(
+            model, accumulator, tasks, self.noise, self.loss, padding, rematerialization
+        )
+        self._check_metrics(phases)
+        loop = "host" if phases.has_own_metrics else steps.default_loop(compiled)
+        return phases, steps.make_step(phases, self._loop or loop, compiled)
 
     def _padding_for(self, compiled):
         if self.padding is None:
