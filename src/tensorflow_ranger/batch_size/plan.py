@@ -16,8 +16,8 @@ class Candidate:
         fits: Whether it fits the memory.
         segments: Segments of layers that the backward pass runs again so that the size fits; 0
             where it keeps what all layers make, or runs again what ``rematerialize=`` says.
-        predicted: Bytes that the size and the segments were predicted to need, or None where
-            nothing was predicted.
+        predicted: Bytes that the size and the segments were predicted to need before they ran; None
+            where that was known, or not predicted.
     """
 
     size: int

@@ -97,8 +97,8 @@ class Search:
         """The sizes above the largest that was timed, the smallest first."""
         return [size for size in sorted(self._order) if size > max(self.timed)]
 
-    def bytes_beside_samples(self):
-        """Return the bytes of no sample and of one: a line through the largest sizes timed.
+    def bytes_per_sample(self):
+        """Return the slope of a line through the largest sizes timed whose memory is known.
 
         Where only one was timed, it goes through the next larger one whose memory is known, or
         through the bytes in use before any run.
@@ -109,8 +109,12 @@ class Search:
         sizes = sorted(known)
         above = max(1, sizes.index(max(size for size in sizes if size <= max(self.timed))))
         low, high = sizes[above - 1], sizes[above]
-        slope = (known[high] - known[low]) / (high - low)
-        return known[high] - slope * high, slope
+        return (known[high] - known[low]) / (high - low)
+
+    def bytes_of(self, size, slope):
+        """Return the bytes that `size` needs, or is expected to with `slope` more for a sample."""
+        largest = max(self.timed)
+        return self._memory.get(size, self._memory[largest] + slope * (size - largest))
 
     def plan(self):
         """Return the search so far as a `MicrobatchPlan`."""

@@ -31,6 +31,12 @@ class _Trial:
     times: list[float] = dataclasses.field(default_factory=list)
 
     @property
+    def in_words(self):
+        """The number of segments."""
+        count = len(self.segments.pairs)
+        return "1 segment" if count == 1 else f"{count} segments"
+
+    @property
     def cost(self):
         """Expected time in units of the time of the same size that keeps everything."""
         return 1 + FORWARD * self.segments.repeated
@@ -46,13 +52,14 @@ class SegmentSearch:
     """Goes on where memory stopped a `Search`, and answers the same calls.
 
     Larger sizes fit if layers are run again: of each size, those segments are considered that
-    repeat least among those expected to fit. With a time per sample of ``a + b / size``, through
-    the two largest sizes timed, and with
+    repeat least among those expected to fit. What is expected is
 
-        bytes = base + slope * size * (bytes kept of a sample with the segments / without them),
+        seconds per sample = (a + b / size) * (1 + FORWARD * fraction of the layers run again)
+        bytes = beside + rate * size * (bytes kept of a sample),
 
-    the candidate that is expected to be fastest is run, and a second one if that is expected to be
-    faster still. Where memory is known beforehand, it is asked for, and the slope corrected, before
+    where `a`, `b`, the bytes beside and the rate follow from the two largest sizes timed. The
+    candidate that is expected to be fastest is run, and a second one if that is expected to be
+    faster still. Where memory is known beforehand, it is asked for, and the rate corrected, before
     anything is run; elsewhere after the first run. Nothing is run where larger sizes would hardly
     be faster if to run layers again cost nothing.
 
@@ -67,7 +74,8 @@ class SegmentSearch:
         self._sizes = search.larger
         self._choices = []
         self._memory_of = None
-        self._base, self._slope = 0.0, 0.0  # bytes of no sample, and per byte kept of a sample
+        self._slope = 0.0  # bytes of a sample where everything is kept
+        self._rate = 0.0  # bytes needed per byte that layers keep
         self._seconds_kept = dict(search.timed)  # per sample, of sizes that keep everything
         self._checked: list[_Trial] = []
         self._run: list[_Trial] = []
@@ -84,12 +92,10 @@ class SegmentSearch:
                 nobody does.
         """
         self._choices, self._memory_of = choices, memory_of
-        whole = choices[0].memory
-        self._base, slope = self._search.bytes_beside_samples()
-        if memory_of is None and slope < whole:  # the layers' bytes are kept, whatever was measured
-            self._base -= (whole - slope) * max(self._search.timed)
-            slope = whole
-        self._slope = slope / max(1.0, whole)
+        whole, slope = choices[0].memory, self._search.bytes_per_sample()
+        if slope < whole and (memory_of is None or slope <= 0):
+            slope = whole  # what layers keep is there, whatever was measured
+        self._slope, self._rate = slope, slope / max(1.0, whole)
         self._advance()
 
     @property
@@ -147,7 +153,7 @@ class SegmentSearch:
                 each.seconds,
                 each.fits,
                 len(each.segments.pairs),
-                each.predicted,
+                each.predicted if self._memory_of is None else None,
             )
             for each in {id(each): each for each in shown}.values()
         ]
@@ -165,25 +171,26 @@ class SegmentSearch:
         )
 
     def _reason(self):
-        kept = self._search.plan().reason
         if not self.done:
             return (
-                f"Still measuring, with layers run again: {self.size} samples at a time are next."
+                f"Still measuring: {self.size} samples at a time are next, of the sizes that fit "
+                "if layers are run again."
             )
-        winner, tried = self._winner, [each for each in self._run if each.seconds is not None]
+        winner, reason = self._winner, self._search.plan().reason
         if winner is not None:
             return (
-                f"{winner.size} of {self.batch} samples at a time, with layers run again in "
-                f"{len(winner.segments.pairs)} segments, are the fastest per sample within "
-                f"{format_bytes(self._limit)}: they take {winner.seconds / self._least:.2f} of the "
-                f"time of {self._search.best}, which need none run again."
+                f"{winner.size} of {self.batch} samples at a time are the fastest per sample "
+                f"within {format_bytes(self._limit)}, with layers run again in "
+                f"{winner.in_words}: they take {winner.seconds / self._least:.2f} of the time of "
+                f"{self._search.best}, with which all is kept."
             )
-        for each in tried:
-            kept += (
-                f" {each.size} with layers run again in {len(each.segments.pairs)} segments fit, "
-                f"and take {each.seconds / self._least:.2f} of the time."
-            )
-        return kept
+        for each in self._run:
+            if each.seconds is not None:
+                reason += (
+                    f" {each.size} fit with layers run again in {each.in_words}, and take "
+                    f"{each.seconds / self._least:.2f} of the time."
+                )
+        return reason
 
     @property
     def _least(self):
@@ -215,7 +222,12 @@ class SegmentSearch:
         self._advance()
 
     def _correct(self, trial):
-        self._slope = (trial.memory - self._base) / (trial.size * trial.segments.memory)
+        activations = trial.memory - self._beside(trial.size)
+        self._rate = activations / (trial.size * trial.segments.memory)
+
+    def _beside(self, size):
+        """Return the bytes that `size` needs beside what it keeps of its samples."""
+        return self._search.bytes_of(size, self._slope) - self._slope * size
 
     def _advance(self):
         self._current = self._next() if len(self._run) < RUNS else None
@@ -259,7 +271,7 @@ class SegmentSearch:
         for segments in self._choices[1:]:
             if segments in refused:
                 continue
-            predicted = int(self._base + self._slope * size * segments.memory)
+            predicted = int(self._beside(size) + self._rate * size * segments.memory)
             if predicted <= self._limit:
                 trial = _Trial(size, segments, predicted)
                 trial.expected = self._seconds(size) * trial.cost

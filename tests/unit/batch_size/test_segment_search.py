@@ -87,3 +87,116 @@ def test_limits_are_kept_and_the_time_is_near_the_best_of_the_grid(seed, is_know
         assert world.bytes_of(found.size, found.segments) <= limit
         assert world.seconds_of(found.size, found.segments) <= 1.05 * world.best_on_grid(limit)
         assert len(ran) <= 35
+
+
+KEPT, SOME, LEAST = CHOICES = [
+    Segments((), 1000, 0.0),
+    Segments(((0, 2),), 600, 0.5),
+    Segments(((0, 2), (2, 4)), 250, 0.9),
+]
+
+
+def ended(limit, seconds_of, batch=64, memory_of=None, fails=lambda size: False):
+    """Return a `Search` that has ended; a sample takes 1000 bytes beside the 50,000 of a model."""
+    search = Search(batch, limit, memory_of, 50_000)
+    while not search.done:
+        if fails(search.size):
+            search.refuse(search.size)
+        else:
+            memory = None if memory_of else 50_000 + 1000 * search.size
+            search.record(search.size, batch * seconds_of(search.size), memory)
+    return search
+
+
+def inverse(size):
+    return 1 / size
+
+
+def measured(search, seconds, memory, batches=4):
+    """Let `search` run its candidate."""
+    for _ in range(batches):
+        search.record(search.size, search.batch * seconds, memory)
+
+
+def test_nothing_is_run_again_where_the_whole_batch_fits():
+    assert SegmentSearch(ended(200_000, inverse)).done
+
+
+def test_nothing_is_run_again_where_larger_sizes_gain_nothing():
+    assert SegmentSearch(ended(82_000, lambda size: 1.0)).done
+
+
+def test_nothing_is_run_again_where_nobody_knows_the_memory():
+    search = Search(8)
+    search.refuse(8)
+    while not search.done:
+        search.record(search.size, 1 / search.size)
+    assert SegmentSearch(search).done
+
+
+def test_without_a_limit_what_has_fitted_is_the_limit():
+    search = SegmentSearch(ended(None, inverse, fails=lambda size: size > 16))
+    search.open(CHOICES, None)
+    assert (search.size, search.segments) == (64, LEAST)
+    measured(search, 0.01, 66_001)
+    assert search.plan().candidates[-1].fits is False
+
+
+def test_as_little_is_run_again_as_the_limit_allows():
+    search = SegmentSearch(ended(90_000, inverse))
+    search.open(CHOICES, None)
+    assert (search.size, search.segments) == (64, SOME)
+
+
+def test_what_needs_more_than_predicted_is_run_with_more_segments():
+    search = SegmentSearch(ended(90_000, inverse))
+    search.open(CHOICES, None)
+    measured(search, 0.01, 95_000, batches=1)
+    assert (search.size, search.segments) == (64, LEAST)
+    measured(search, 0.01, 70_000)
+    assert search.done
+    assert (search.size, search.segments) == (64, LEAST)
+    predicted = [(each.predicted, each.memory) for each in search.plan().candidates[-2:]]
+    assert predicted == [(88_400, 95_000), (68_750, 70_000)]
+
+
+def test_a_known_step_runs_only_if_it_fits():
+    def memory_of(size, segments=KEPT):
+        return int(50_000 + size * segments.memory * (1.3 if segments.pairs else 1))
+
+    search = SegmentSearch(ended(90_000, inverse, memory_of=memory_of))
+    search.open(CHOICES, memory_of)
+    assert (search.size, search.segments) == (64, LEAST)
+    refused = [each for each in search.plan().candidates if each.segments == 1]
+    assert [(each.size, each.memory, each.fits) for each in refused] == [(64, 99_920, False)]
+
+
+def test_a_candidate_that_ran_out_of_memory_is_not_followed_by_a_larger_one():
+    search = SegmentSearch(ended(90_000, inverse))
+    search.open(CHOICES, None)
+    search.refuse(64)
+    assert search.done
+    assert (search.size, search.segments) == (32, None)
+    assert "fastest per sample of 2 sizes timed" in search.plan().reason
+
+
+def test_the_plan_says_why_layers_are_run_again():
+    search = SegmentSearch(ended(90_000, inverse))
+    search.open(CHOICES, None)
+    assert "64 samples at a time are next, of the sizes that fit if" in search.plan().reason
+    measured(search, 0.025, 90_000)
+    assert search.plan().reason == (
+        "64 of 64 samples at a time are the fastest per sample within 90.0 KB, with layers run "
+        "again in 1 segment: they take 0.80 of the time of 32, with which all is kept."
+    )
+    assert search.plan().segments == 1
+
+
+def test_the_plan_says_why_layers_are_not_run_again():
+    search = SegmentSearch(ended(90_000, inverse))
+    search.open(CHOICES, None)
+    measured(search, 0.05, 90_000, batches=3)
+    assert (search.size, search.segments) == (32, None)
+    assert search.plan().reason.endswith(
+        " 64 fit with layers run again in 1 segment, and take 1.60 of the time."
+    )

@@ -40,10 +40,11 @@ def test_no_other_segments_need_less_memory_and_repeat_less(seed):
         (memory_of(pairs, kept, handed_on), sum(kept[: pairs[-1][1]]) if pairs else 0)
         for pairs in all_ways(joins)
     ]
-    best = {}
-    for memory, repeated in ways:
-        if not any(m <= memory and r <= repeated and (m, r) != (memory, repeated) for m, r in ways):
-            best[memory] = repeated
+    best = {
+        memory: repeated
+        for memory, repeated in ways
+        if not any(m <= memory and r <= repeated and (m, r) != (memory, repeated) for m, r in ways)
+    }
     found = divisions(kept, handed_on, joins)
     assert {each.pairs for each in found} <= set(all_ways(joins))
     assert {each.memory: round(each.repeated * max(1, sum(kept))) for each in found} == best
