@@ -79,7 +79,8 @@ def microbatch(
         rematerialize: Whether the backward pass runs the layers again, in place of keeping what
             they make for it: the same weights in less memory and at most 4/3 of the time. True for
             as many segments as need the least memory; an integer >= 2 for so many segments;
-            False never to; None to do so only where not even one sample fits otherwise.
+            False never to; None to do so where not even one sample fits otherwise, and with
+            ``size="auto"`` where larger micro-batches that fit this way are faster.
 
     Returns:
         `model`. Its attribute `microbatch_plan` is a `MicrobatchPlan` that tells the size in use.

@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 import tensorflow_ranger as ranger
+from tensorflow_ranger.batch_size.size_policy import SearchedSize
 from tensorflow_ranger.training import train_function
 from tests.models import assert_same_weights, fit, temporaries
 
@@ -97,38 +98,28 @@ def test_the_plan_tells_what_is_run_again():
     assert model.microbatch_plan.rematerialization is None
 
 
-class Clock:
-    """Measures that are the same on every machine, in place of `batch_measures`.
-
-    Args:
-        model: Model that `microbatch` has prepared.
-        has_memory: Whether to tell bytes, which JAX knows by itself.
-    """
-
-    def __init__(self, model, has_memory):
-        self._train = model.make_train_function.__self__
-        self._has_memory = has_memory
-
-    def measured(self, begun, logs):
-        """Return what a batch takes, of which small micro-batches take longer."""
-        if begun is None:
-            return ()
-        size, segments = self._train._sizes.size, self._train._sizes.segments
-        kept = self._train._replays._chain.choices()[0].memory if segments else 1
-        memory = 10**7 + 10**6 * size * (segments.memory / kept if segments else 1)
-        return 1 / size, int(memory) if self._has_memory else None
-
-    def bytes_in_use(self):
-        """Return the bytes in use before the first batch."""
-        return 10**7 if self._has_memory else 0
-
-
 def train_by_the_clock(monkeypatch, model, x, y, limit):
-    """Train `model` with segments found within `limit`; return its plan."""
+    """Train `model` within `limit`, with measures that do not depend on the machine.
+
+    Small micro-batches take longer. Of memory JAX knows all by itself.
+    """
+    succeeded = SearchedSize.succeeded
+
+    def told(policy, size, seconds=None, memory=None):
+        if seconds is None:
+            succeeded(policy, size)
+            return
+        kept = 1.0
+        if policy.segments is not None:
+            choices = model.make_train_function.__self__._replays.choices(None)
+            kept = policy.segments.memory / choices[0].memory
+        memory = None if BACKEND == "jax" else int(1e7 + 1e6 * size * kept)
+        succeeded(policy, size, 1 / size, memory)
+
+    monkeypatch.setattr(SearchedSize, "succeeded", told)
+    if BACKEND != "jax":
+        monkeypatch.setattr(train_function, "bytes_in_use", lambda: 10**7)
     ranger.microbatch(model, "auto", memory_limit=limit)
-    clock = Clock(model, BACKEND != "jax")
-    monkeypatch.setattr(train_function, "measured", clock.measured)
-    monkeypatch.setattr(train_function, "bytes_in_use", clock.bytes_in_use)
     fit(model, x, y, len(x), epochs=15)
     assert not model.microbatch_plan.measuring
     return model.microbatch_plan
