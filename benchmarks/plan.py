@@ -5,14 +5,13 @@
 Memory and time of a stack of layers are measured for each size with each of a few segments. Then
 the search plans for 20 random limits, and is told these numbers in place of its own measurements.
 Times are CPU seconds of the process, medians of rounds in which all take their turn. Memory is what
-XLA needs for a step on JAX; elsewhere each size with its segments runs in a process of its own, and
-its memory is what that process has in use at most, less what it has in use before the batch.
+XLA needs for a step on JAX; elsewhere it is what a process of its own has in use at most, less what
+it has in use before the batch.
 """
 
 import argparse
 import itertools
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -61,10 +60,11 @@ class Trained:
         if steps.KNOWS_MEMORY:
             _, step = self._train._step_for(self.data, segments)
             return step.memory(self._state, self.data, size)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for _ in range(3):
-            self.seconds(size, segments)
-        return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        self.seconds(size, segments)
+        arrays.reset_peak_memory()
+        before = arrays.peak_memory()
+        self.seconds(size, segments)
+        return arrays.peak_memory() - before
 
     def seconds(self, size, segments):
         """Return the CPU seconds per sample of an update."""
@@ -74,19 +74,13 @@ class Trained:
         return (time.process_time() - start) / len(self.data[0])
 
 
-def memory_of_process(place, size):
-    """Return `Trained.memory` of a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.plan", *sys.argv[1:]]
+def measured_memory():
+    """Return the bytes that `main` prints for each size and segments, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.plan", *sys.argv[1:], "--memory"]
     # Freed memory is given back at once: what counts is what is in use.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(
-        [*command, "--cell", str(place), str(size)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return int(done.stdout.splitlines()[-1])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return map(int, done.stdout.split())
 
 
 def planned(grid, batch, choices, limit):
@@ -120,29 +114,25 @@ def main():
     parser.add_argument("--tokens", type=int, default=1, help="of a sample (default: 1)")
     parser.add_argument("--batch", type=int, default=256, help="samples (default: 256)")
     parser.add_argument("--rounds", type=int, default=5, help="per time (default: 5)")
-    parser.add_argument("--cell", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     trained = Trained(options)
-    if options.cell:
-        place, size = options.cell
-        print(trained.memory(size, trained.choices[place]))
-        return
     batch, choices = options.batch, trained.choices
     sizes = [2**power for power in range(batch.bit_length())]
     cells = list(itertools.product(sizes, choices))
+    if options.memory:
+        print(*(trained.memory(*cell) for cell in cells))
+        return
+    memory = [trained.memory(*cell) for cell in cells] if steps.KNOWS_MEMORY else measured_memory()
     times = {cell: [] for cell in cells}
     for number in range(options.rounds + 1):
         for cell in cells:
             seconds = trained.seconds(*cell)
             times[cell] += [seconds] * (number > 0)
-    grid = {}
-    for size, segments in cells:
-        needed = (
-            trained.memory(size, segments)
-            if steps.KNOWS_MEMORY
-            else memory_of_process(choices.index(segments), size)
-        )
-        grid[size, segments] = needed, statistics.median(times[size, segments])
+    grid = {
+        cell: (needed, statistics.median(times[cell]))
+        for cell, needed in zip(cells, memory, strict=True)
+    }
     print(f"## {BACKEND} {arrays.version()}, Keras {keras.__version__}\n")
     head = "".join(f" {len(each.pairs)} segments: MB | us per sample |" for each in choices)
     print(f"| size |{head}\n| ---: |" + " ---: | ---: |" * len(choices))
