@@ -85,12 +85,11 @@ def measured_memory():
 
 def planned(grid, batch, choices, limit):
     """Return the `SegmentSearch` that plans for `limit`, told the numbers of `grid`."""
-    memory_of = None
-    if steps.KNOWS_MEMORY:
 
-        def memory_of(size, segments=choices[0]):
-            return grid[size, segments][0]
+    def bytes_of(size, segments=choices[0]):
+        return grid[size, segments][0]
 
+    memory_of = bytes_of if steps.KNOWS_MEMORY else None
     search = Search(batch, limit, memory_of, 0)
     tell(search, grid, lambda: choices[0])
     goes_on = SegmentSearch(search)

@@ -85,12 +85,12 @@ class Search:
 
     @property
     def limit(self):
-        """Bytes the step may need: as many as a size has needed, where no limit was given."""
-        if self._limit is not None:
-            return self._limit
-        return max(
-            (self._memory[size] for size in self.timed if size in self._memory), default=None
-        )
+        """Bytes the step may need: as many as a size has needed, where no limit was given.
+
+        None where nobody tells what sizes need.
+        """
+        known = [self._memory[size] for size in self.timed if size in self._memory]
+        return None if not known else self._limit or max(known)
 
     @property
     def larger(self):
@@ -98,22 +98,18 @@ class Search:
         return [size for size in sorted(self._order) if size > max(self.timed)]
 
     def bytes_per_sample(self):
-        """Return the slope of a line through the largest sizes timed whose memory is known.
+        """Return the slope of a line through the two largest sizes whose memory is known.
 
-        Where only one was timed, it goes through the next larger one whose memory is known, or
-        through the bytes in use before any run.
+        The whole batch is none of them: it may need no sum of gradients. Where there is one size
+        only, the line begins at the bytes in use before any run.
         """
         known = {0: self._base, **self._memory}
-        if len(self._memory) > 1:
-            del known[0]
-        sizes = sorted(known)
-        above = max(1, sizes.index(max(size for size in sizes if size <= max(self.timed))))
-        low, high = sizes[above - 1], sizes[above]
+        low, high = sorted(size for size in known if size < self.batch)[-2:]
         return (known[high] - known[low]) / (high - low)
 
     def bytes_of(self, size, slope):
         """Return the bytes that `size` needs, or is expected to with `slope` more for a sample."""
-        largest = max(self.timed)
+        largest = max(self._memory)
         return self._memory.get(size, self._memory[largest] + slope * (size - largest))
 
     def plan(self):

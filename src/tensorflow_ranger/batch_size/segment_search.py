@@ -9,6 +9,7 @@ from tensorflow_ranger.batch_size.search import (
     GIVE_UP,
     TIMED,
     WARM_UP,
+    Search,
     is_much_slower,
 )
 from tensorflow_ranger.rules.segments import Segments
@@ -42,10 +43,14 @@ class _Trial:
         return 1 + FORWARD * self.segments.repeated
 
     @property
+    def is_timed(self):
+        """Whether it fits and a batch was timed."""
+        return self.fits and len(self.times) > WARM_UP
+
+    @property
     def seconds(self):
-        """Median seconds per sample, or None if it was not timed."""
-        timed = self.times[WARM_UP:]
-        return statistics.median(timed) if timed and self.fits else None
+        """Median seconds per sample of the batches timed."""
+        return statistics.median(self.times[WARM_UP:])
 
 
 class SegmentSearch:
@@ -57,7 +62,7 @@ class SegmentSearch:
         seconds per sample = (a + b / size) * (1 + FORWARD * fraction of the layers run again)
         bytes = beside + rate * size * (bytes kept of a sample),
 
-    where `a`, `b`, the bytes beside and the rate follow from the two largest sizes timed. The
+    where `a`, `b`, the bytes beside and the rate follow from the two largest sizes measured. The
     candidate that is expected to be fastest is run, and a second one if that is expected to be
     faster still. Where memory is known beforehand, it is asked for, and the rate corrected, before
     anything is run; elsewhere after the first run. Nothing is run where larger sizes would hardly
@@ -68,7 +73,7 @@ class SegmentSearch:
     """
 
     def __init__(self, search):
-        self._search = search
+        self._search: Search = search
         self.batch = search.batch
         self._limit = search.limit
         self._sizes = search.larger
@@ -127,7 +132,7 @@ class SegmentSearch:
                 trial.fits = False
                 self._end(trial)
                 return
-        others = [self._least, *(each.seconds for each in self._run if each.seconds is not None)]
+        others = [self._least, *(each.seconds for each in self._timed)]
         if len(trial.times) == WARM_UP + TIMED or is_much_slower(trial.times, others):
             self._seconds_kept[size] = trial.seconds / trial.cost
             self._end(trial)
@@ -150,7 +155,7 @@ class SegmentSearch:
             Candidate(
                 each.size,
                 each.memory,
-                each.seconds,
+                each.seconds if each.is_timed else None,
                 each.fits,
                 len(each.segments.pairs),
                 each.predicted if self._memory_of is None else None,
@@ -184,12 +189,11 @@ class SegmentSearch:
                 f"{winner.in_words}: they take {winner.seconds / self._least:.2f} of the time of "
                 f"{self._search.best}, with which all is kept."
             )
-        for each in self._run:
-            if each.seconds is not None:
-                reason += (
-                    f" {each.size} fit with layers run again in {each.in_words}, and take "
-                    f"{each.seconds / self._least:.2f} of the time."
-                )
+        for each in self._timed:
+            reason += (
+                f" {each.size} fit with layers run again in {each.in_words}, and take "
+                f"{each.seconds / self._least:.2f} of the time."
+            )
         return reason
 
     @property
@@ -198,9 +202,12 @@ class SegmentSearch:
         return self._search.timed[self._search.best]
 
     @property
+    def _timed(self):
+        return [each for each in self._run if each.is_timed]
+
+    @property
     def _winner(self):
-        timed = [each for each in self._run if each.seconds is not None]
-        best = min(timed, key=lambda each: each.seconds, default=None)
+        best = min(self._timed, key=lambda each: each.seconds, default=None)
         return best if best is not None and best.seconds * AS_FAST < self._least else None
 
     def _seconds(self, size):

@@ -1,5 +1,7 @@
 """Where memory stops the search, larger sizes are tried whose layers are run again."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -98,7 +100,7 @@ KEPT, SOME, LEAST = CHOICES = [
 
 def ended(limit, seconds_of, batch=64, memory_of=None, fails=lambda size: False):
     """Return a `Search` that has ended; a sample takes 1000 bytes beside the 50,000 of a model."""
-    search = Search(batch, limit, memory_of, 50_000)
+    search: Any = Search(batch, limit, memory_of, 50_000)
     while not search.done:
         if fails(search.size):
             search.refuse(search.size)
@@ -126,11 +128,12 @@ def test_nothing_is_run_again_where_larger_sizes_gain_nothing():
     assert SegmentSearch(ended(82_000, lambda size: 1.0)).done
 
 
-def test_nothing_is_run_again_where_nobody_knows_the_memory():
-    search = Search(8)
+@pytest.mark.parametrize("limit", [None, 10**6])
+def test_nothing_is_run_again_where_nobody_knows_the_memory(limit):
+    search: Any = Search(8, limit)
     search.refuse(8)
     while not search.done:
-        search.record(search.size, 1 / search.size)
+        search.record(search.size, inverse(search.size))
     assert SegmentSearch(search).done
 
 
