@@ -15,7 +15,7 @@ NO_PYTHON = echo "Python 3.11 or newer is needed: found none as python3, python3
 BACKENDS ?= torch tensorflow jax
 TESTS ?=
 BENCHES ?= benchmarks benchmarks.fused benchmarks.updates benchmarks.whole_loss benchmarks.draws benchmarks.padding \
-	benchmarks.embeddings benchmarks.starting benchmarks.rematerialization benchmarks.head
+	benchmarks.embeddings benchmarks.starting benchmarks.rematerialization benchmarks.head benchmarks.plan
 ARGS ?=
 
 VENV := .venv

@@ -3,8 +3,11 @@
 import json
 
 import keras
+import numpy as np
 import pytest
 
+from tensorflow_ranger import microbatch
+from tensorflow_ranger.batch_size.size_policy import SearchedSize
 from tests.application import runs
 from tests.marks import first
 
@@ -50,6 +53,30 @@ def test_the_table_has_a_row_chosen_and_the_file_stays(path, capsys):
     assert_table(captured.out.splitlines())
     assert not captured.err
     assert runs.contents(path.parent) == before
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="only JAX knows what a size needs")
+def test_the_table_has_segments_where_memory_stops_the_sizes(path, capsys, monkeypatch):
+    layers = [keras.layers.Dense(64, activation="gelu") for _ in range(6)]
+    model = keras.Sequential([keras.Input((128, 64)), *layers, keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.save(path)
+    microbatch(model, "auto").train_on_batch(np.ones((4, 128, 64)), np.ones((4, 128, 1)))
+    (whole,) = model.microbatch_plan.candidates
+    succeeded = SearchedSize.succeeded
+
+    def told(policy, size, seconds=None, memory=None):  # small micro-batches take longer
+        succeeded(policy, size, None if seconds is None else 1 / size, memory)
+
+    monkeypatch.setattr(SearchedSize, "succeeded", told)
+    assert plan(path, "--memory-limit", str(whole.memory - 1)) == 0
+    head, *rows, reason, repeated = capsys.readouterr().out.splitlines()
+    assert head.split() == ["micro-batch", "segments", "memory", "per", "sample", "chosen"]
+    (chosen,) = [row.split() for row in rows if row.endswith("yes")]
+    assert (chosen[0], chosen[1].isdigit()) == ("4", True)
+    assert reason.startswith("4 of 4 samples at a time are the fastest per sample within ")
+    assert f"with layers run again in {chosen[1]} segment" in reason
+    assert repeated.startswith("The backward pass runs ")
 
 
 @first

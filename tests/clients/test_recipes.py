@@ -10,10 +10,15 @@ from tests.docs.blocks import programs_of
 PAGES = sorted((Path(__file__).resolve().parents[2] / "docs/recipes").glob("*.md"))
 
 PROGRAMS = [
-    pytest.param(program, id=f"{page.stem}:{program[0].line}")
+    (page, program)
     for page in PAGES
     for program in programs_of(page, keras.config.backend(), clients=True)
 ]
+
+
+def name_of(program):
+    return f"{program[0].path.stem}:{program[0].line}"
+
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:currentThread:DeprecationWarning"),  # KerasTuner's oracle
@@ -22,10 +27,10 @@ pytestmark = [
 
 
 def test_there_are_recipes_for_clients():
-    assert {program.id.partition(":")[0] for program in PROGRAMS} == {"keras_tuner", "lora"}
+    assert {page.stem for page, _ in PROGRAMS} == {"keras_tuner", "lora"}
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [program for _, program in PROGRAMS], ids=name_of)
 def test_recipe_runs(program, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}

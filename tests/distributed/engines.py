@@ -101,7 +101,7 @@ def _jax(devices, distribution, process_count=1):
             optimizer_variables=True,
             metrics_variables=True,
         )
-        (step,) = model.make_train_function.__self__._steps.values()
+        ((_, step),) = model.make_train_function.__self__.maker.made.values()
         data = keras.tree.map_structure(Rows, batch)
         return 1, all_reduces(step.text(state, data, model.microbatch_plan.chosen))
 

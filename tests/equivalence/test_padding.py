@@ -280,5 +280,5 @@ if BACKEND == "jax":
         from tensorflow_ranger.training.padding import BUCKETS
 
         model, _ = trained((*CASES["pooling"][:2], X[:72], Y[:72], None), size=6)
-        (step,) = model.make_train_function.__self__._steps.values()
+        ((_, step),) = model.make_train_function.__self__.maker.made.values()
         assert step._add._cache_size() <= BUCKETS

@@ -1,6 +1,8 @@
 """The record of a choice: which micro-batch sizes were looked at, and why one was taken."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,12 +14,18 @@ class Candidate:
         memory: Bytes its training step needs, or None where they are not known.
         seconds: Seconds per sample, or None if it was not timed.
         fits: Whether it fits the memory.
+        segments: Segments of layers that the backward pass runs again so that the size fits; 0
+            where it keeps what all layers make, or runs again what ``rematerialize=`` says.
+        predicted: Bytes that the size and the segments were predicted to need before they ran; None
+            where that was known, or not predicted.
     """
 
     size: int
     memory: int | None = None
     seconds: float | None = None
     fits: bool = True
+    segments: int = 0
+    predicted: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +45,7 @@ class MicrobatchPlan:
             place of their outputs; None where it runs none again.
         head: In how many chunks the logits are computed, or why they are not; None where they are
             not the largest thing in memory.
+        segments: Those of the candidate in use: see `Candidate`.
     """
 
     batch: int | None
@@ -48,17 +57,41 @@ class MicrobatchPlan:
     padding: str | None = None
     rematerialization: str | None = None
     head: str | None = None
+    segments: int = 0
 
     def __str__(self) -> str:
-        lines = [f"{'micro-batch':>12} {'memory':>12} {'per sample':>12}  chosen"]
+        columns = [_Column("micro-batch", lambda each: str(each.size))]
+        if any(each.segments for each in self.candidates):
+            columns.append(_Column("segments", lambda each: str(each.segments or "-")))
+        columns.append(_Column("memory", lambda each: _bytes_or_dash(each.memory)))
+        if any(each.predicted is not None for each in self.candidates):
+            columns.append(_Column("predicted", lambda each: _bytes_or_dash(each.predicted)))
+        columns.append(_Column("per sample", _time_per_sample))
+        lines = [" ".join([*(f"{each.title:>12}" for each in columns), " chosen"])]
         for candidate in self.candidates:
-            memory = "-" if candidate.memory is None else format_bytes(candidate.memory)
-            seconds = "-" if candidate.seconds is None else f"{1e6 * candidate.seconds:.1f} us"
-            mark = "yes" if candidate.size == self.chosen else ""
-            mark = mark if candidate.fits else "does not fit"
-            lines.append(f"{candidate.size:>12} {memory:>12} {seconds:>12}  {mark}".rstrip())
+            cells = [f"{each.cell(candidate):>12}" for each in columns]
+            lines.append(" ".join([*cells, f" {self._mark(candidate)}"]).rstrip())
         notes = (self.loss, self.padding, self.rematerialization, self.head)
         return "\n".join([*lines, self.reason, *(note for note in notes if note is not None)])
+
+    def _mark(self, candidate):
+        if not candidate.fits:
+            return "does not fit"
+        in_use = (self.chosen, self.segments)
+        return "yes" if (candidate.size, candidate.segments) == in_use else ""
+
+
+class _Column(NamedTuple):
+    title: str
+    cell: Callable[[Candidate], str]
+
+
+def _bytes_or_dash(count):
+    return "-" if count is None else format_bytes(count)
+
+
+def _time_per_sample(candidate):
+    return "-" if candidate.seconds is None else f"{1e6 * candidate.seconds:.1f} us"
 
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

@@ -30,7 +30,7 @@ class Search:
     """
 
     def __init__(self, batch, limit=None, memory_of=None, base=0):
-        self._batch = batch
+        self.batch = batch  #: Samples of the batch.
         self._limit = limit
         self._memory_of = memory_of
         self._base = base
@@ -60,7 +60,7 @@ class Search:
     @property
     def best(self):
         """The fastest size that fits, or None if none was timed."""
-        timed = self._timed()
+        timed = self.timed
         least = min(timed.values(), default=0)
         return max((size for size in timed if timed[size] <= AS_FAST * least), default=None)
 
@@ -69,7 +69,7 @@ class Search:
         if memory is not None:
             self._memory[size] = max(memory, self._memory.get(size, 0))
         times = self._times.setdefault(size, [])
-        times.append(seconds / self._batch)
+        times.append(seconds / self.batch)
         if self._is_over_limit(size):
             self.refuse(size)
         elif len(times) == WARM_UP + TIMED or self._is_much_slower(size):
@@ -83,9 +83,38 @@ class Search:
         if not self.done and not self._may_run(self.size):
             self._advance()
 
+    @property
+    def limit(self):
+        """Bytes the step may need: as many as a size has needed, where no limit was given.
+
+        None where nobody tells what sizes need.
+        """
+        known = [self._memory[size] for size in self.timed if size in self._memory]
+        return None if not known else self._limit or max(known)
+
+    @property
+    def larger(self):
+        """The sizes above the largest that was timed, the smallest first."""
+        return [size for size in sorted(self._order) if size > max(self.timed)]
+
+    def bytes_per_sample(self):
+        """Return the slope of a line through the two largest sizes whose memory is known.
+
+        The whole batch is none of them: it may need no sum of gradients. Where there is one size
+        only, the line begins at the bytes in use before any run.
+        """
+        known = {0: self._base, **self._memory}
+        low, high = sorted(size for size in known if size < self.batch)[-2:]
+        return (known[high] - known[low]) / (high - low)
+
+    def bytes_of(self, size, slope):
+        """Return the bytes that `size` needs, or is expected to with `slope` more for a sample."""
+        largest = max(self._memory)
+        return self._memory.get(size, self._memory[largest] + slope * (size - largest))
+
     def plan(self):
         """Return the search so far as a `MicrobatchPlan`."""
-        timed = self._timed()
+        timed = self.timed
         in_use = [] if self.size is None else [self.size]
         known = sorted({*self._times, *self._memory, *self._refused, *in_use})
         candidates = tuple(
@@ -97,7 +126,7 @@ class Search:
             )
             for size in known
         )
-        return MicrobatchPlan(self._batch, candidates, self.size, self._reason(), not self.done)
+        return MicrobatchPlan(self.batch, candidates, self.size, self._reason(), not self.done)
 
     def _reason(self):
         refused = ", ".join(str(size) for size in sorted(self._refused))
@@ -106,12 +135,13 @@ class Search:
         if not self.done:
             return f"Still measuring: {self.size} samples at a time are next{unfit}."
         return (
-            f"{self.best} of {self._batch} samples at a time are the fastest per sample of "
-            f"{len(self._timed())} sizes timed{unfit}."
+            f"{self.best} of {self.batch} samples at a time are the fastest per sample of "
+            f"{len(self.timed)} sizes timed{unfit}."
         )
 
-    def _timed(self):
-        """Return the median seconds per sample of the sizes timed, in the order of their runs."""
+    @property
+    def timed(self):
+        """The median seconds per sample of the sizes timed, in the order of their runs."""
         return {
             size: statistics.median(self._times[size][WARM_UP:])
             for size in self._ended
@@ -120,9 +150,8 @@ class Search:
 
     def _is_much_slower(self, size):
         """Return whether two timed batches say that `size` is much slower than the best."""
-        timed, times = self._timed(), self._times[size][WARM_UP:]
-        others = [seconds for other, seconds in timed.items() if other != size]
-        return len(times) > 1 and bool(others) and min(times) > MUCH_SLOWER * min(others)
+        others = [seconds for other, seconds in self.timed.items() if other != size]
+        return is_much_slower(self._times[size], others)
 
     @property
     def _goes_up(self):
@@ -138,7 +167,7 @@ class Search:
             self._place = len(self._order)
 
     def _gets_slower(self):
-        timed = self._timed()
+        timed = self.timed
         last = list(timed)[-GIVE_UP_AFTER:]
         if last and self._is_much_slower(last[-1]):
             return True
@@ -169,3 +198,14 @@ class Search:
             and self._memory.get(size) is not None
             and self._memory[size] > self._limit
         )
+
+
+def is_much_slower(times, others):
+    """Return whether two timed batches of `times` say that a size is much slower than the best.
+
+    Args:
+        times: Seconds of its batches, the first ones included that are not timed.
+        others: Medians of other sizes.
+    """
+    timed = times[WARM_UP:]
+    return len(timed) > 1 and bool(others) and min(timed) > MUCH_SLOWER * min(others)

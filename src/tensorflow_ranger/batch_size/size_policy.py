@@ -1,16 +1,18 @@
 """Which micro-batch size is run next: one that was given, or one that is searched for.
 
 Both policies answer the same calls. `begin` comes before a batch, `failed` after a size ran out of
-memory, and `succeeded` after a batch has been trained. `size` is what to run next, and `plan` says
-why.
+memory, and `succeeded` after a batch has been trained. `size` is what to run next, `segments` are
+the layers to run again with it, and `plan` says why.
 """
 
+import dataclasses
 import logging
 import sys
 from typing import Any
 
 from tensorflow_ranger.batch_size.plan import Candidate, MicrobatchPlan, format_bytes
 from tensorflow_ranger.batch_size.search import Search
+from tensorflow_ranger.batch_size.segment_search import SegmentSearch
 
 _logger = logging.getLogger("tensorflow_ranger")
 
@@ -27,17 +29,19 @@ class FixedSize:
     Args:
         size: Samples per micro-batch, or `WHOLE`.
         plan: `MicrobatchPlan` to begin with, or None.
+        segments: `Segments` that are run again, or None.
     """
 
-    def __init__(self, size, plan=None):
+    def __init__(self, size, plan=None, segments=None):
         self.size = int(size)
+        self.segments = segments
         self._given = self.size
         self._patience = GROW_AFTER
         self._batches_until_growth = None
         self._has_grown = False
         self.plan = _plan_of(self.size) if plan is None else plan
 
-    def begin(self, samples, held, memory_of):
+    def begin(self, samples, held, memory_of, choices):
         """Do nothing: a size that was given needs no measurement."""
 
     def is_timed(self, samples):
@@ -71,11 +75,13 @@ class FixedSize:
 
     def _take(self, size, reason, learned):
         self.size = size
-        looked_at = (Candidate(size), *self.plan.candidates, learned)
-        known = {candidate.size: candidate for candidate in looked_at}
+        count = 0 if self.segments is None else len(self.segments.pairs)
+        learned = dataclasses.replace(learned, segments=count)
+        looked_at = (Candidate(size, segments=count), *self.plan.candidates, learned)
+        known = {(candidate.size, candidate.segments): candidate for candidate in looked_at}
         # A smaller size that has failed is open again where a larger one is tried again.
-        candidates = tuple(known[n] for n in sorted(known) if known[n].fits or n > size)
-        self.plan = MicrobatchPlan(self.plan.batch, candidates, size, reason)
+        candidates = tuple(known[n] for n in sorted(known) if known[n].fits or n[0] > size)
+        self.plan = MicrobatchPlan(self.plan.batch, candidates, size, reason, segments=count)
 
 
 class SearchedSize:
@@ -83,12 +89,14 @@ class SearchedSize:
 
     Args:
         limit: Bytes that training may need, or None.
+        repeats: Whether larger sizes may be tried that fit because layers are run again.
     """
 
-    def __init__(self, limit=None):
+    def __init__(self, limit=None, repeats=False):
         self._limit = limit
+        self._repeats = repeats
         self._batch: int | None = None
-        self._search: Any = None  # a `Search` from the first batch on
+        self._search: Any = None  # a `Search` from the first batch on, then a `SegmentSearch`
         self._found: FixedSize | None = None
         self._searched = MicrobatchPlan(None, (), None, "Nothing has been measured yet.")
 
@@ -102,19 +110,29 @@ class SearchedSize:
         """The samples per micro-batch to run next. `begin` comes first."""
         return self._search.size if self._found is None else self._found.size
 
-    def begin(self, samples, held, memory_of):
-        """Begin the search with the first batch.
+    @property
+    def segments(self):
+        """The `Segments` of layers to run again with that size, or None."""
+        if self._found is not None:
+            return self._found.segments
+        return self._search.segments if isinstance(self._search, SegmentSearch) else None
+
+    def begin(self, samples, held, memory_of, choices):
+        """Begin the search with the first batch, and the one for larger sizes when it has ended.
 
         Args:
             samples: Samples of the batch.
             held: Function without arguments that returns the bytes in use.
-            memory_of: Function ``size -> bytes`` that knows what a step needs before it has run,
-                or None where nobody does.
+            memory_of: Function ``size, segments=None -> bytes`` that knows what a step needs before
+                it has run, or None where nobody does.
+            choices: Function without arguments that returns the `Segments` that may be run again:
+                see `SegmentSearch.open`.
 
         Raises:
             MemoryError: Not even one sample fits the limit.
         """
         if self._search is not None:
+            self._go_on(samples, memory_of, choices)
             return
         in_use = held()
         if memory_of is None and self._limit is not None and in_use >= self._limit:
@@ -126,6 +144,13 @@ class SearchedSize:
         self._search = Search(samples, self._limit, memory_of, in_use)
         self._batch = samples
         self._learn()
+
+    def _go_on(self, samples, memory_of, choices):
+        search = self._search
+        waits = isinstance(search, SegmentSearch) and not (search.done or search.is_open)
+        if waits and samples == self._batch:
+            search.open(choices(), memory_of)
+            self._learn()
 
     def is_timed(self, samples):
         """Return whether a batch of `samples` is to be measured.
@@ -172,8 +197,11 @@ class SearchedSize:
                 f"memory_limit must hold one sample at a time: got {format_bytes(self._limit)}, "
                 f"and {smallest.size} need {needed}. Raise it, or use a smaller model."
             )
+        if search.done and isinstance(search, Search) and self._repeats:
+            search = self._search = SegmentSearch(search)
+            self._searched = search.plan()
         if search.done:
-            self._found = FixedSize(search.size, self.plan)
+            self._found = FixedSize(search.size, self.plan, self.segments)
             _logger.info("%s", self.plan.reason)
 
 

@@ -319,7 +319,8 @@ class ForwardPasses:
         With a head in chunks they are what it is given.
         """
         if self.rematerialization is not None:
-            context = self.rematerialization.replaying()
+            head = None if self.head is None else self.head.layers
+            context = self.rematerialization.replaying(head)
         else:
             context = contextlib.nullcontext() if self.head is None else self.head.below()
         with context:

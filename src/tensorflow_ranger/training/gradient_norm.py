@@ -74,7 +74,7 @@ class GradientNorm(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Let the steps log the norms."""
-        self._batcher.norms = self._statistics
+        self._batcher.maker.norms = self._statistics
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Begin to count anew."""
@@ -82,7 +82,7 @@ class GradientNorm(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Let the model train on without the norms."""
-        self._batcher.norms = None
+        self._batcher.maker.norms = None
 
 
 _NAME = "gradient_norms"

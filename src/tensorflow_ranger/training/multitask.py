@@ -74,6 +74,8 @@ def multitask(
     if batcher is None:
         install_whole(model)
     else:
-        batcher.noise = batcher.norms = None  # of one gradient, where callbacks looked before
+        batcher.maker.noise = batcher.maker.norms = (
+            None  # of one gradient, where callbacks looked before
+        )
     model.train_function = None
     return model

@@ -116,9 +116,9 @@ class NoiseScale(keras.callbacks.Callback):
         super().set_model(model)
         batcher = TrainFunction.of(model)
         if batcher is not None:
-            if batcher.measure_noise(self._memory):
+            if batcher.maker.measure_noise(self._memory):
                 model.train_function = None  # a compiled one does not measure
-            self._statistics = batcher.noise
+            self._statistics = batcher.maker.noise
             keras_internals.add_metric(model, self._statistics)
             self.averages, self._first_averages = self._first_averages, None
             return

@@ -7,15 +7,10 @@ import logging
 
 import keras
 
-from tensorflow_ranger.accumulation.batch_buffer import BatchBuffer
-from tensorflow_ranger.accumulation.momentum_fold import MomentumFold
-from tensorflow_ranger.backend import arrays, keras_internals, replicas, steps
+from tensorflow_ranger.backend import keras_internals, replicas, steps
 from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
-from tensorflow_ranger.batch_size import noise_scale
 from tensorflow_ranger.batch_size.size_policy import WHOLE, FixedSize, SearchedSize
-from tensorflow_ranger.checks import arguments
 from tensorflow_ranger.distribution.reduction import merged_gradients, require_replicas
-from tensorflow_ranger.multitask.task_buffer import TaskBuffer
 from tensorflow_ranger.training.batch_measures import (
     bytes_in_use,
     measured,
@@ -23,18 +18,15 @@ from tensorflow_ranger.training.batch_measures import (
     samples_of,
     start_clock,
 )
-from tensorflow_ranger.training.batch_step import BatchStep
-from tensorflow_ranger.training.chunked_head.finding import found_head
 from tensorflow_ranger.training.fit_checks import require_same_variables, require_targets
-from tensorflow_ranger.training.model_state import attached, tasks_of
+from tensorflow_ranger.training.model_state import attached
 from tensorflow_ranger.training.padding import Padding
 from tensorflow_ranger.training.rematerialization.rematerialization import Rematerialization
 from tensorflow_ranger.training.shown_plan import ShownPlan
-from tensorflow_ranger.training.step_statistics import StepStatistics
+from tensorflow_ranger.training.step_maker import StepMaker
 from tensorflow_ranger.training.task_losses import (
     require_single_update,
     require_whole_windows,
-    resolved_tasks,
 )
 from tensorflow_ranger.training.verification.inertness import require_inert
 
@@ -48,50 +40,17 @@ class TrainFunction:
         model: The Keras model.
         size: Samples per micro-batch, "auto", or `WHOLE`.
         limit: Bytes that training may need, or None.
-        accumulator_dtype: Name of a dtype, or None.
-        loss: "shares", "whole", or None to decide: see `microbatch`.
-        loop: Where the loop runs: "device", inside one compiled step; "host", in Python; None for
-            the faster one.
-        may_fold: Whether the momentum of SGD may hold the sum where that is exact.
-        padding: Number that stands behind the end of each sample, or None to take samples as long
-            as they are given.
-        rematerialize: True, False, a number of segments, or None for only where one sample does not
-            fit otherwise: see `microbatch`.
-        head_chunks: In how many chunks the logits of a micro-batch are computed, or None to decide:
-            see `microbatch`.
+        **settings: Those of `StepMaker`.
     """
 
-    def __init__(
-        self,
-        model,
-        size,
-        *,
-        limit=None,
-        accumulator_dtype=None,
-        loss=None,
-        loop=None,
-        may_fold=True,
-        padding=None,
-        rematerialize=False,
-        head_chunks=None,
-    ):
+    def __init__(self, model, size, *, limit=None, **settings):
         self._model = model
-        self.loss = loss
-        self._loop = loop
-        self._may_fold = may_fold
-        self.padding = padding
+        self.maker = StepMaker(model, **settings)
         self._is_inert = False
-        self._rematerialize = rematerialize
-        self._head_chunks = head_chunks
-        self._needs_head = False  # in chunks, for one sample to fit
-        self._whole_reasons = {}  # why the heads of `_steps` stay whole
         self._limit = limit
-        self._dtype = arguments.accumulator_dtype(accumulator_dtype)
-        self.noise: StepStatistics | None = None
-        self.norms: StepStatistics | None = None
         self.is_whole = size == WHOLE
         self._is_searched = size == "auto"
-        self._sizes = SearchedSize(limit) if self._is_searched else FixedSize(size)
+        self._sizes = self._searched_size() if self._is_searched else FixedSize(size)
         self._plan = ShownPlan(model)
         self._plan.show(self._sizes.plan)
 
@@ -102,39 +61,6 @@ class TrainFunction:
         makes = vars(model).get("make_train_function")  # which a user may have replaced since
         is_ours = installed is not None and makes == installed.make_train_function
         return installed if is_ours else None
-
-    @property
-    def options(self):
-        """What `microbatch` was given beside the size, as far as it decides the result."""
-        return {
-            "accumulator_dtype": self._dtype,
-            "loss": self.loss,
-            "padding": self.padding,
-            "rematerialize": self._rematerialize,
-            "head_chunks": self._head_chunks,
-        }
-
-    def measure_noise(self, memory):
-        """Let steps made from now on write the noise scale's averages to `noise`.
-
-        Returns whether steps made before do something else.
-
-        Args:
-            memory: Integer >= 1; windows that the averages reach back.
-
-        Raises:
-            ValueError: The model combines tasks.
-        """
-        if tasks_of(self._model) is not None:
-            raise ValueError(
-                "NoiseScale measures the noise of one gradient: got a model with one per task. "
-                "Measure the tasks one at a time, without multitask."
-            )
-        if self.noise is None:
-            self.noise = StepStatistics("noise_scale_averages", noise_scale.SIZE)
-        is_new = self.noise.memory != memory
-        self.noise.memory = memory
-        return is_new
 
     def make_train_function(self, force=False):
         """Set the model's `train_function`, in place of `keras.Model.make_train_function`."""
@@ -150,7 +76,7 @@ class TrainFunction:
                 "`steps_per_execution` must be 1 with the PyTorch backend: got "
                 f"steps_per_execution={model.steps_per_execution}. Leave it out of compile."
             )
-        self._steps, self._phases = {}, {}
+        self.maker.clear()
         runs = {
             "jax": self._run_from_iterator,
             "tensorflow": self._run_from_tensorflow_iterator,
@@ -173,7 +99,7 @@ class TrainFunction:
     def _require_python_loop(self):
         has_several = replicas.has_several(self._model.variables) and not steps.ADDS_IN_PLACE
         on_device = has_several or keras_internals.strategy_of(self._model) is not None
-        if self.padding is not None and on_device:
+        if self.maker.padding is not None and on_device:
             raise ValueError(
                 "padding= cuts each batch in Python, and these replicas meet within one compiled "
                 "step. Leave padding= out, or train with PyTorch's processes."
@@ -210,9 +136,8 @@ class TrainFunction:
         self._step_for(data)
         self._check_padding(state, data)
         while True:
+            self._begin(state, data, samples)
             phases, step = self._step_for(data)
-            step.require_rows(samples)
-            self._begin(step, state, data, samples)
             size = min(self._sizes.size, samples)
             begun = start_clock() if self._sizes.is_timed(samples) else None
             try:
@@ -230,27 +155,42 @@ class TrainFunction:
             else:
                 self._sizes.succeeded(size, *measured(begun, logs))
                 self._plan.show(self._sizes.plan)
-                if not (self._is_searched or self.is_whole or self.padding is not None):
+                if not (self._is_searched or self.is_whole or self.maker.padding is not None):
                     self._plan.warn_of_no_split(size, samples)
                 if size < samples:
                     self._plan.note_loss(phases.compiled_losses.whole_reason)
                 self._plan.note_cells(phases.padding, data, size)
                 self._plan.note_rematerialization(phases.rematerialization)
-                self._plan.note_head(self._note_on_head(phases, data))
+                self._plan.note_head(self.maker.note_on_head(phases, data))
                 if not step.is_settled:
-                    self._steps.clear()
+                    self.maker.clear()
                 return logs, state
             gc.collect()  # frees what the failed pass held, once its error is gone
 
-    def _begin(self, step, state, data, samples):
-        memory_of = functools.partial(step.memory, state, data) if steps.KNOWS_MEMORY else None
+    def _begin(self, state, data, samples):
+        self._step_for(data)[1].require_rows(samples)
+
+        def memory_of(size, segments=None):
+            return self._step_for(data, segments)[1].memory(state, data, size)
+
         try:
-            self._sizes.begin(samples, bytes_in_use, memory_of)
+            self._sizes.begin(
+                samples,
+                bytes_in_use,
+                memory_of if steps.KNOWS_MEMORY else None,
+                functools.partial(self._choices, state, data),
+            )
         except MemoryError:
             self._fit_one_sample(data)
-            _, step = self._step_for(data)
-            self._begin(step, state, data, samples)
+            self._begin(state, data, samples)
         self._plan.show(self._sizes.plan)
+
+    def _choices(self, state, data):
+        def prepare(rematerialization):
+            _, step = self.maker.make(data, rematerialization)
+            step.prepare(state, data, self._sizes.size)
+
+        return self.maker.replays.choices(prepare)
 
     def _take_less(self, size, error, data):
         try:
@@ -261,142 +201,36 @@ class TrainFunction:
 
     def _fit_one_sample(self, data):
         """Go on in less memory, or raise the `MemoryError` that is being handled."""
-        phases, step = self._step_for(data)
-        if self._rematerialize is None:
-            self._rematerialize, what = True, "the backward pass runs layers again"
-        elif phases.head is None and self._may_chunk_head(data):
-            self._needs_head, what = True, "logits are computed in chunks"
-        else:
+        what = self.maker.take_less_memory(data, self._sizes.segments)
+        if what is None:
             raise
         _logger.warning("One sample does not fit the memory: %s from now on.", what)
         if self._is_searched:
-            self._sizes = SearchedSize(self._limit)
-        self._steps.clear()
-        if steps.ADDS_IN_PLACE:  # what it has added to the momentum stays
-            phases.rematerialization = self._make_rematerialization()
-            phases.head = self._make_head(data)
-            step.prepare_again()
-            self._steps[self._key_of(data)] = step
+            self._sizes = self._searched_size()
 
-    def _make_rematerialization(self):
-        if self._rematerialize in (None, False):
-            return None
-        count = None if self._rematerialize is True else int(self._rematerialize)
-        return Rematerialization(self._model, count)
+    def _searched_size(self):
+        return SearchedSize(self._limit, self.maker.replays.is_open)
 
-    def _may_chunk_head(self, data):
-        if self._head_chunks is not None:
-            return False
-        return self._found_head(data, is_forced=True)[0] is not None
+    def _step_for(self, data, segments=None):
+        """Return the `BatchStep` for a batch like `data`, and the step that runs it.
 
-    def _make_head(self, data):
-        """Return the `ChunkedHead` of the model, or None where it stays whole.
-
-        Raises:
-            ValueError: Chunks were asked for, and the head cannot be divided.
+        Args:
+            data: Tuple ``(x, y, sample_weight)``.
+            segments: The `Segments` that are run again, or None for those to run next.
         """
-        count = self._head_chunks
-        if count == 1:
-            return None
-        is_forced = count is not None or self._needs_head
-        head, reason = self._found_head(data, is_forced)
-        if count is not None and head is None:
-            raise ValueError(
-                f"head_chunks={count} divides the logits of a micro-batch, and they must stay "
-                f"whole, for {reason}. Leave head_chunks out."
-            )
-        self._whole_reasons[self._key_of(data)] = reason
-        return head
-
-    def _found_head(self, data, is_forced):
-        return found_head(
-            self._model,
-            data,
-            tasks=resolved_tasks(self._model),
-            loss=self.loss,
-            padding=self.padding,
-            count=self._head_chunks,
-            is_forced=is_forced,
-        )
-
-    def _note_on_head(self, phases, data):
-        reason = self._whole_reasons.get(self._key_of(data))
-        if phases.head is not None:
-            return phases.head.summary
-        return None if reason is None else f"All logits are computed at once, for {reason}."
-
-    def _key_of(self, data):
-        # Which leaves are there decides what a step computes.
-        key = (self.norms is None, *(leaf is None for leaf in keras.tree.flatten(data)))
-        if self.padding is not None:
-            # What layers draw for a sample depends on its padded size.
-            key = (*key, *Padding(self._model, self.padding, False).sizes_of(data[0]))
-        return key
-
-    def _step_for(self, data):
-        key = self._key_of(data)
-        if key not in self._steps:
-            model = self._model
-            if all(arrays.has_value(variable) for variable in model.variables[:1]):
-                # In the middle of `fit` JAX has taken the values, and Keras has built the model.
-                keras_internals.build(model, data)
-            compiled = None if model.run_eagerly else bool(model.jit_compile)
-            tasks = resolved_tasks(model)
-            accumulator = self._make_accumulator(tasks)
-            padding = self._padding_for(compiled)
-            phases = BatchStep(
-                model,
-                accumulator,
-                tasks,
-                self.noise,
-                self.loss,
-                padding,
-                self._make_rematerialization(),
-                self.norms,
-                self._make_head(data),
-            )
-            self._check_metrics(phases)
-            loop = "host" if phases.has_own_metrics else steps.default_loop(compiled)
-            self._steps[key] = steps.make_step(phases, self._loop or loop, compiled)
-            self._phases[key] = phases
-        return self._phases[key], self._steps[key]
-
-    def _padding_for(self, compiled):
-        if self.padding is None:
-            return None
-        is_compiled = bool(compiled) and keras.config.backend() != "torch"
-        return Padding(self._model, self.padding, is_compiled)
+        return self.maker.step_for(data, self._sizes.segments if segments is None else segments)
 
     def _check_padding(self, state, data):
         """Compare the first samples that have padding, with it and without."""
-        if self.padding is None or self._is_inert:
+        if self.maker.padding is None or self._is_inert:
             return
-        model = self._model
+        model, maker = self._model, self.maker
         held = contextlib.nullcontext()
         if state is not None:
             held = keras_internals.state_in_variables(model, state)
         with held:
-            padding = Padding(model, self.padding, is_compiled=False)
-            self._is_inert = require_inert(model, data, padding, self.loss)
-
-    def _check_metrics(self, phases):
-        on_device = replicas.has_several(phases.weights) and keras.config.backend() != "torch"
-        if phases.has_own_metrics and on_device:
-            raise ValueError(
-                "Several replicas cannot return what "
-                f"{type(self._model).__name__}.compute_metrics makes of a micro-batch. Use metrics "
-                "of compile."
-            )
-
-    def _make_accumulator(self, tasks):
-        optimizer, variables = self._model.optimizer, self._model.trainable_variables
-        if tasks is not None:
-            return TaskBuffer(optimizer, variables, tasks, self._dtype)
-        may_fold = self._may_fold and self.noise is None and self.norms is None
-        may_fold = may_fold and not replicas.has_several(variables)
-        if may_fold and MomentumFold.is_exact(optimizer, variables, self._dtype):
-            return MomentumFold(optimizer, variables)
-        return BatchBuffer(optimizer, variables, self._dtype)
+            padding = Padding(model, maker.padding, is_compiled=False)
+            self._is_inert = require_inert(model, data, padding, maker.loss)
 
 
 def _meets_others(phases):

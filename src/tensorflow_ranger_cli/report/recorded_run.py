@@ -75,12 +75,16 @@ class Candidate:
         memory: Bytes its training step needs, or None where they are not known.
         seconds: Seconds per sample, or None if it was not timed.
         fits: Whether it fits the memory.
+        segments: Segments of layers that are run again so that it fits.
+        predicted: Bytes that it was predicted to need, or None.
     """
 
     size: int
     memory: int | None = None
     seconds: float | None = None
     fits: bool = True
+    segments: int = 0
+    predicted: int | None = None
 
 
 class Recorded:

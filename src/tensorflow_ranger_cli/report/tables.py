@@ -74,13 +74,15 @@ def candidates(run):
         return f"<p>{none if run.settings.microbatch is None else NOT_RECORDED}</p>"
     rows = "".join(
         f'<tr><td class="number">{candidate.size}</td>'
+        f'<td class="number">{candidate.segments or "-"}</td>'
         f'<td class="number">{_or_dash(candidate.memory, byte_counts.in_words)}</td>'
         f'<td class="number">{_or_dash(candidate.seconds, _duration)}</td>'
         f"<td>{_mark(candidate, run)}</td></tr>\n"
         for candidate in run.candidates
     )
     return (
-        "<table><thead><tr><th>size</th><th>memory</th><th>per sample</th><th></th></tr></thead>\n"
+        "<table><thead><tr><th>size</th><th>segments</th><th>memory</th><th>per sample</th>"
+        "<th></th></tr></thead>\n"
         f"<tbody>{rows}</tbody></table>"
     )
 

@@ -40,7 +40,7 @@ def trained(size, **settings):
     witness = model.layers[1]
     train_function = TrainFunction.of(model)
     assert train_function is not None
-    (step,) = train_function._steps.values()
+    ((_, step),) = train_function.maker.made.values()
     witness.sums = [weakref.ref(total) for total in step._last_sums]
     assert len(witness.sums) == len(model.trainable_variables)
     assert not any(total.requires_grad for total in step._last_sums)

@@ -68,3 +68,27 @@ def test_a_plan_prints_a_table():
         ["64", "-", "-", "does", "not", "fit"],
         ["Because."],
     ]
+
+
+def test_a_plan_with_segments_prints_them_and_what_was_predicted():
+    plan = MicrobatchPlan(
+        64,
+        (
+            Candidate(16, 10**6, 2e-6),
+            Candidate(32, 2 * 10**6, fits=False),
+            Candidate(32, 10**6, 1e-6, segments=3, predicted=1_100_000),
+        ),
+        32,
+        "Because.",
+        segments=3,
+    )
+    lines = str(plan).splitlines()
+    assert lines[0].split() == [
+        *("micro-batch", "segments", "memory", "predicted", "per", "sample", "chosen"),
+    ]
+    assert [line.split() for line in lines[1:]] == [
+        ["16", "-", "1.0", "MB", "-", "2.0", "us"],
+        ["32", "-", "2.0", "MB", "-", "-", "does", "not", "fit"],
+        ["32", "3", "1.0", "MB", "1.1", "MB", "1.0", "us", "yes"],
+        ["Because."],
+    ]

@@ -4,6 +4,7 @@ import pytest
 
 from tensorflow_ranger.batch_size import size_policy
 from tensorflow_ranger.batch_size.size_policy import WHOLE, FixedSize, SearchedSize
+from tensorflow_ranger.rules.segments import Segments
 
 pytestmark = pytest.mark.once
 
@@ -14,9 +15,13 @@ def nothing():
     return 0
 
 
-def searched(batch=8, limit=None, memory_of=None, held=nothing):
-    policy = SearchedSize(limit)
-    policy.begin(batch, held, memory_of)
+def nothing_to_repeat():
+    return [Segments((), 100, 0.0)]
+
+
+def searched(batch=8, limit=None, memory_of=None, held=nothing, repeats=False):
+    policy = SearchedSize(limit, repeats)
+    policy.begin(batch, held, memory_of, nothing_to_repeat)
     return policy
 
 
@@ -123,7 +128,7 @@ def test_a_search_times_batches_of_its_size_alone():
 
 def test_a_search_begins_once():
     policy = searched(batch=8)
-    policy.begin(64, nothing, None)
+    policy.begin(64, nothing, None, nothing_to_repeat)
     assert policy.size == 8
     assert policy.is_timed(8)
 
@@ -161,3 +166,72 @@ def test_a_limit_that_one_sample_passes_is_an_error():
 def test_a_limit_of_a_known_step_chooses_before_anything_runs():
     policy = searched(limit=4_000_000, memory_of=lambda size: 1_000_000 * size)
     assert policy.size == 4
+
+
+MEGABYTE = 10**6
+CHOICES = [Segments((), MEGABYTE, 0.0), Segments(((0, 1), (1, 2)), MEGABYTE / 4, 0.8)]
+
+
+def memory_of(size, segments=CHOICES[0]):
+    return int(size * segments.memory)
+
+
+def with_segments(limit=2 * MEGABYTE, **settings):
+    """Return a policy that has timed all sizes that fit, each much faster than the one before."""
+    policy = searched(8, limit, memory_of, repeats=True, **settings)
+    while policy.size <= 2 and policy.plan.candidates and policy.segments is None:
+        policy.begin(8, nothing, memory_of, lambda: CHOICES)
+        if policy.segments is None:
+            policy.succeeded(policy.size, 1 / policy.size)
+    return policy
+
+
+def test_larger_sizes_are_measured_with_layers_run_again():
+    policy = with_segments()
+    assert (policy.size, policy.segments) == (8, CHOICES[1])
+    assert policy.plan.measuring
+    while policy.is_timed(8):
+        policy.begin(8, nothing, memory_of, lambda: CHOICES)
+        policy.succeeded(8, 1 / 8)
+    assert (policy.size, policy.segments) == (8, CHOICES[1])
+    assert (policy.plan.chosen, policy.plan.segments) == (8, 2)
+    assert not policy.plan.measuring
+
+
+def test_layers_are_run_again_with_half_the_size_that_was_found():
+    policy = with_segments()
+    while policy.is_timed(8):
+        policy.succeeded(8, 1 / 8)
+    policy.failed(8, OUT_OF_MEMORY)
+    assert (policy.size, policy.segments) == (4, CHOICES[1])
+    assert (policy.plan.chosen, policy.plan.segments) == (4, 2)
+    fits = {(one.size, one.segments): one.fits for one in policy.plan.candidates}
+    assert fits == {
+        (1, 0): True,
+        (2, 0): True,
+        (4, 0): False,
+        (4, 2): True,
+        (8, 0): False,
+        (8, 2): False,
+    }
+
+
+def test_a_candidate_that_runs_out_of_memory_gives_way_to_what_keeps_everything():
+    policy = with_segments()
+    policy.failed(8, OUT_OF_MEMORY)
+    assert policy.plan.measuring  # with 4
+    policy.failed(4, OUT_OF_MEMORY)
+    assert (policy.size, policy.segments) == (2, None)
+    assert not policy.plan.measuring
+
+
+def test_a_batch_of_another_size_does_not_begin_to_run_layers_again():
+    policy = searched(8, 2 * MEGABYTE, memory_of, repeats=True)
+    for _ in range(7):
+        policy.succeeded(policy.size, 1 / policy.size)
+    assert policy.plan.measuring
+    policy.begin(3, nothing, memory_of, lambda: CHOICES)
+    assert (policy.size, policy.segments) == (2, None)
+    policy.failed(2, OUT_OF_MEMORY)
+    policy.failed(2, OUT_OF_MEMORY)
+    assert policy.size == 1

@@ -6,6 +6,8 @@ import pytest
 from keras import layers
 
 import tensorflow_ranger as ranger
+from tensorflow_ranger.batch_size.size_policy import SearchedSize
+from tensorflow_ranger.training import train_function
 from tests.models import assert_same_weights, fit, temporaries
 
 BACKEND = keras.config.backend()
@@ -31,6 +33,14 @@ def data(samples=16, width=64):
     return x, x[:, 0, :1]
 
 
+def step_of(model, x, y):
+    """Return the step of a model that keeps everything, and the state of it, on JAX."""
+    ranger.microbatch(model, 1, rematerialize=False)
+    fit(model, x[:1], y[:1], 1)
+    _, step = model.make_train_function.__self__._step_for((x, y, None))
+    return step, model._get_jax_state(True, True, True, True)
+
+
 @only_jax
 def test_memory_of_a_deep_model_is_a_third():
     x, y = data()
@@ -43,11 +53,8 @@ def test_memory_of_a_deep_model_is_a_third():
 def test_a_limit_below_one_sample_is_kept_by_running_layers_again(caplog):
     x, y = data()
     model, expected = deep(), ranger.microbatch(deep(), 1)
-    step = ranger.microbatch(deep(), 1, rematerialize=False)
-    fit(step, x, y, 16)
-    needed = step.make_train_function.__self__
-    _, one = needed._step_for((x, y, None))
-    limit = one.memory(model._get_jax_state(True, True, True, True), (x, y, None), 1) - 1
+    step, state = step_of(deep(), x, y)
+    limit = step.memory(state, (x, y, None), 1) - 1
     ranger.microbatch(model, "auto", memory_limit=limit)
     fit(model, x, y, 16, epochs=3)
     fit(expected, x, y, 16, epochs=3)
@@ -89,6 +96,61 @@ def test_the_plan_tells_what_is_run_again():
     assert "in 2 segments: it keeps about" in text
     fit(ranger.microbatch(model, 4), x, y, 16)
     assert model.microbatch_plan.rematerialization is None
+
+
+def train_by_the_clock(monkeypatch, model, x, y, limit):
+    """Train `model` within `limit`, with measures that do not depend on the machine.
+
+    Small micro-batches take longer. Of memory JAX knows all by itself.
+    """
+    succeeded = SearchedSize.succeeded
+
+    def told(policy, size, seconds=None, memory=None):
+        if seconds is None:
+            succeeded(policy, size)
+            return
+        kept = 1.0
+        if policy.segments is not None:
+            choices = model.make_train_function.__self__.maker.replays.choices(None)
+            kept = policy.segments.memory / choices[0].memory
+        memory = None if BACKEND == "jax" else int(1e7 + 1e6 * size * kept)
+        succeeded(policy, size, 1 / size, memory)
+
+    monkeypatch.setattr(SearchedSize, "succeeded", told)
+    if BACKEND != "jax":
+        monkeypatch.setattr(train_function, "bytes_in_use", lambda: 10**7)
+    ranger.microbatch(model, "auto", memory_limit=limit)
+    fit(model, x, y, len(x), epochs=15)
+    assert not model.microbatch_plan.measuring
+    return model.microbatch_plan
+
+
+def test_a_search_for_segments_changes_no_weights(monkeypatch):
+    x, y = data(8)
+    model, expected = deep(blocks=3), ranger.microbatch(deep(blocks=3), 8, rematerialize=False)
+    limit = "12.5MB"
+    if BACKEND == "jax":
+        step, state = step_of(deep(blocks=3), x, y)
+        limit = step.memory(state, (x, y, None), 2)
+    plan = train_by_the_clock(monkeypatch, model, x, y, limit)
+    fit(expected, x, y, 8, epochs=15)
+    assert plan.segments > 0
+    assert plan.chosen > max(one.size for one in plan.candidates if one.fits and not one.segments)
+    assert "layers' calls again, in" in plan.rematerialization
+    assert_same_weights(model, expected, 1e-5)
+
+
+@only_jax
+def test_the_peak_in_the_plan_is_that_of_the_compiled_step(monkeypatch):
+    x, y = data(8)
+    step, state = step_of(deep(blocks=3), x, y)
+    limit = step.memory(state, (x, y, None), 4) - 1
+    model = deep(blocks=3)
+    plan = train_by_the_clock(monkeypatch, model, x, y, limit)
+    assert plan.chosen == 8
+    (found,) = [one for one in plan.candidates if one.fits and one.size == 8]
+    _, step = model.make_train_function.__self__._step_for((x, y, None))
+    assert step.memory(state, (x, y, None), 8) == found.memory <= limit
 
 
 def test_a_table_and_a_stateful_layer_are_run_once():

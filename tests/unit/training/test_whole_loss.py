@@ -354,8 +354,7 @@ def test_a_batch_for_which_memory_ran_out_is_run_again(float64, monkeypatch, fai
     parts = ranger.microbatch(network(**settings), 4)
     fit(plain, x, y, 12, epochs=2)
     fit(parts, x, y, 12)
-    ((key, phases),) = parts.make_train_function.__self__._phases.items()
-    step = parts.make_train_function.__self__._steps[key]
+    ((phases, step),) = parts.make_train_function.__self__.maker.made.values()
     holder, name = (phases, phase) if BACKEND == "torch" else (step, f"_{phase}")
     monkeypatch.setattr(holder, name, Failing(getattr(holder, name), at))
     fit(parts, x, y, 12)

@@ -22,7 +22,7 @@ class KnownMemory:
     _merged: Any
     _open: Any
     _phases: Any
-    _prepare: Any
+    prepare: Any
     _tables: list
     _weigh: Any
     _whole: Any
@@ -51,7 +51,7 @@ class KnownMemory:
         """Return the bytes of temporaries, and those of totals that live beside the state."""
         if not self._compiled:
             return 0, 0
-        self._prepare(state, data, size)
+        self.prepare(state, data, size)
         if not self._is_on_host(data, size):
             return temporaries_of(self._lowered(state, data, size)), 0
         trainable, non_trainable, optimizer, metrics = state

@@ -77,7 +77,7 @@ class JaxStep(KnownMemory):
         Returns:
             Tuple ``(logs, state)``.
         """
-        self._prepare(state, data, size)
+        self.prepare(state, data, size)
         self._require_memory(state, data, size)
         if self._is_on_host(data, size):
             return self._run_on_host(state, data, size, rows)
@@ -257,7 +257,8 @@ class JaxStep(KnownMemory):
             for total, mass in zip(masses, measured, strict=True)
         ]
 
-    def _prepare(self, state, data, size):
+    def prepare(self, state, data, size):
+        """Learn from a micro-batch of a batch what `run` needs to know, once."""
         if self._prepared:
             return
 

@@ -88,7 +88,7 @@ class ReplicaStep(JaxStep):
 
     def text(self, state, data, size):
         """Return the optimized HLO of the step, in which its collectives can be counted."""
-        self._prepare(state, data, size)
+        self.prepare(state, data, size)
         return self._lowered(state, data, size).compile().as_text()
 
     def _comparable(self, data):

@@ -103,8 +103,7 @@ class Step:
         Returns:
             Tuple ``(logs, state)``.
         """
-        if not self._prepared:
-            self._prepare(data, size)
+        self.prepare(state, data, size)
         if self._strategy is not None:
             self._for_size(self._run_on_replicas, size, rows)(data)
             return self._phases.logs(self._phases.model.get_metrics_result()), None
@@ -178,7 +177,10 @@ class Step:
     def _run_on_replicas(self, data, size, rows):
         self._strategy.run(self._run_on_device, args=(data, size, rows))
 
-    def _prepare(self, data, size):
+    def prepare(self, state, data, size):
+        """Learn from a micro-batch of a batch what `run` needs to know, once."""
+        if self._prepared:
+            return
         data = keras.tree.map_structure(_local, data)
 
         def prepare(micro_batch):

@@ -118,13 +118,7 @@ class Step:
                 self._batch.sums.before = None
             torch.cuda.empty_cache()
         self._unfinished = True
-        if not self._prepared:
-            with torch.no_grad(), kept(phases.model):
-                phases.prepare(cut(data, 0, size), count(data))
-                # Replicas must decide alike.
-                comparable = data if replica_count() == 1 else None
-                phases.examine(phases.probe, comparable, size)
-            self._prepared = True
+        self.prepare(state, data, size)
         if self._batch is None or self._batch.data is not data or phases.cuts:
             if phases.cuts:  # its first pass needs memory for the outputs
                 self._last_sums = None
@@ -141,6 +135,16 @@ class Step:
         self._batch, self._last_sums = None, batch.sums.values
         self._unfinished = False
         return logs, None
+
+    def prepare(self, state, data, size):
+        """Learn from a micro-batch of a batch what `run` needs to know, once."""
+        if self._prepared:
+            return
+        with torch.no_grad(), kept(self._phases.model):
+            self._phases.prepare(cut(data, 0, size), count(data))
+            comparable = data if replica_count() == 1 else None  # replicas must decide alike
+            self._phases.examine(self._phases.probe, comparable, size)
+        self._prepared = True
 
     def prepare_again(self):
         """Learn from the next micro-batch anew; a batch on its way goes on."""

@@ -42,7 +42,8 @@ class SegmentCaller:
         nodes = keras_internals.nodes_of(graph)
         values = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs), strict=True))
         done, end = 0, end_of(graph, nodes, self._head)
-        for start, stop in [*self._graphs.get(id(graph), ()), (end, end)]:
+        pairs = [pair for pair in self._graphs.get(id(graph), ()) if pair[1] <= end]
+        for start, stop in [*pairs, (end, end)]:
             run_nodes(nodes[done:start], values, operation_fn, needed_by(nodes[start:], graph))
             if start < stop:
                 later = needed_by(nodes[stop:], graph)

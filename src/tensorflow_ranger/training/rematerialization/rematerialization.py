@@ -1,12 +1,13 @@
 """Which parts of a model's forward pass the backward pass runs again, decided once per model."""
 
+import copy
 import itertools
 
 from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.batch_size.plan import format_bytes
 from tensorflow_ranger.rules import segments
 from tensorflow_ranger.training.rematerialization.caller import SegmentCaller
-from tensorflow_ranger.training.rematerialization.chain import ChainMeasurer
+from tensorflow_ranger.training.rematerialization.chain import ChainMeasurer, Link
 
 
 class Rematerialization:
@@ -20,7 +21,11 @@ class Rematerialization:
     def __init__(self, model, count=None):
         self._model = model
         self._count = count
-        self._caller = None
+        self._links: list[Link] = []
+        self._chain: list[Link] = []  # those that may be run again
+        self._samples = 1
+        self._graphs = {}
+        self._layers = set()
         self.summary: str | None = None
 
     @staticmethod
@@ -52,24 +57,65 @@ class Rematerialization:
             samples: Samples that it calls the model on.
             head: `HeadLayers` that calls of the model leave out, or None.
         """
-        if self._caller is not None:
+        if self._links:
             return
         measurer = ChainMeasurer(self._model, head)
         with keras_internals.calling_by(measurer):
             run()
-        chain = [link for link in measurer.links if link.may_replay]
+        self._links, self._samples = measurer.links, samples
+        self._chain = [link for link in measurer.links if link.may_replay]
+        if self._count is None:
+            self.take(self.choices()[-1])
+        else:
+            self.take(self._per_sample(segments.in_number(*self._bytes(), self._count)))
+
+    def choices(self):
+        """Return the `Segments` that `with_segments` takes: see `divisions`.
+
+        Their memory is that of a sample, with what layers keep that are never run again.
+        """
+        return [self._per_sample(each) for each in segments.divisions(*self._bytes())]
+
+    def with_segments(self, choice):
+        """Return a `Rematerialization` that runs the segments of one of the `choices` again."""
+        other = copy.copy(self)
+        other.take(choice)
+        return other
+
+    def take(self, found):
+        """Run these `Segments` again from now on."""
+        self._graphs, self._layers = _places_of(
+            [self._chain[start:stop] for start, stop in found.pairs]
+        )
+        self.summary = self._summary(found)
+
+    def _bytes(self):
+        chain = self._chain
         pairs = itertools.pairwise(chain)
         joins = [*(_may_join(link, following) for link, following in pairs), False]
-        kept = [link.kept for link in chain]
-        handed_on = [link.handed_on for link in chain]
-        found = segments.divided(kept, handed_on, joins, self._count)
-        replayed = [chain[start:stop] for start, stop in found[:-1]]
-        self._caller = _caller_of(replayed, head)
-        self.summary = _summary(measurer.links, found, kept, handed_on, samples)
+        return [link.kept for link in chain], [link.handed_on for link in chain], joins
 
-    def replaying(self):
-        """Return a context in which calls of the model are run in segments."""
-        return keras_internals.calling_by(self._caller)
+    def _per_sample(self, found):
+        others = sum(link.kept for link in self._links if not link.may_replay)
+        return found._replace(memory=(found.memory + others) / self._samples)
+
+    def _summary(self, found):
+        if not found.pairs:
+            return "Nothing is run again in the backward pass: the model has one segment."
+        whole = sum(link.kept for link in self._links) // self._samples
+        return (
+            f"The backward pass runs {found.pairs[-1][1]} of {len(self._links)} layers' calls "
+            f"again, in {len(found.pairs)} segments: it keeps about "
+            f"{format_bytes(int(found.memory))} per sample in place of {format_bytes(whole)}."
+        )
+
+    def replaying(self, head=None):
+        """Return a context in which calls of the model are run in segments.
+
+        Args:
+            head: `HeadLayers` that the calls leave out, or None.
+        """
+        return keras_internals.calling_by(SegmentCaller(self._graphs, self._layers, head))
 
     def freeing(self):
         """Return a context in which calls of the model hold on to no tensor longer than needed."""
@@ -81,7 +127,7 @@ def _may_join(link, following):
     return is_next and link.key == following.key
 
 
-def _caller_of(replayed, head):
+def _places_of(replayed):
     graphs, layers = {}, set()
     for links in replayed:
         first, last = links[0], links[-1]
@@ -89,18 +135,4 @@ def _caller_of(replayed, head):
             layers.add(first.key)
         else:
             graphs.setdefault(first.key, []).append((first.place, last.place + 1))
-    return SegmentCaller(graphs, layers, head)
-
-
-def _summary(links, found, kept, handed_on, samples):
-    if len(found) < 2:
-        return "Nothing is run again in the backward pass: the model has one segment."
-    whole = sum(link.kept for link in links)
-    fixed = whole - sum(kept)
-    least = fixed + segments.memory_of(found, kept, handed_on)
-    last = found[-1][1] - found[-1][0]
-    return (
-        f"The backward pass runs {len(kept) - last} of {len(links)} layers' calls again, in "
-        f"{len(found) - 1} segments: it keeps about {format_bytes(least // samples)} per sample in "
-        f"place of {format_bytes(whole // samples)}."
-    )
+    return graphs, layers

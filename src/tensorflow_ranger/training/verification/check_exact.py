@@ -243,7 +243,7 @@ def _rtol(rtol, model):
 def _options_of(model):
     """Return the options that `microbatch` was given for `model`."""
     installed = TrainFunction.of(model)
-    return {} if installed is None else installed.options
+    return {} if installed is None else installed.maker.options
 
 
 def _message(model, samples, rtol, rows, reasons):

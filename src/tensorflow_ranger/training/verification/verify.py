@@ -177,8 +177,10 @@ def _options_of(model):
     installed = TrainFunction.of(model)
     if installed is None:
         return None, None
-    padding = installed.padding
-    return installed.loss, None if padding is None else Padding(model, padding, is_compiled=False)
+    padding = installed.maker.padding
+    return installed.maker.loss, None if padding is None else Padding(
+        model, padding, is_compiled=False
+    )
 
 
 def build_without_optimizer(model, data):
