@@ -22,7 +22,7 @@ def messages():
 def text_of(node):
     if isinstance(node, ast.JoinedStr):
         return "".join(text_of(part) for part in node.values)
-    return node.value if isinstance(node, ast.Constant) else "..."
+    return str(node.value) if isinstance(node, ast.Constant) else "..."
 
 
 def quoted():
