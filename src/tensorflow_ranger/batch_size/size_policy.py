@@ -80,7 +80,8 @@ class FixedSize:
         looked_at = (Candidate(size, segments=count), *self.plan.candidates, learned)
         known = {(candidate.size, candidate.segments): candidate for candidate in looked_at}
         # A smaller size that has failed is open again where a larger one is tried again.
-        candidates = tuple(known[n] for n in sorted(known) if known[n].fits or n[0] > size)
+        open_again = {n for n in known if n[1] == count and n[0] < size and not known[n].fits}
+        candidates = tuple(known[n] for n in sorted(known) if n not in open_again)
         self.plan = MicrobatchPlan(self.plan.batch, candidates, size, reason, segments=count)
 
 
