@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+from keras import ops
 
 from tensorflow_ranger.backend import arrays
 from tensorflow_ranger.backend.phases import BatchOutputs
@@ -15,6 +16,12 @@ def first(data):
 def count(data):
     """Return the number of samples in `data`, or None where a graph does not know it."""
     return first(data).shape[0]
+
+
+def rows_of(x):
+    """Return the number of samples in `x`, a tensor where a graph does not know it."""
+    leaf = first(x)
+    return ops.shape(leaf)[0] if leaf.shape[0] is None else leaf.shape[0]
 
 
 def has_sparse(data):

@@ -13,13 +13,13 @@ from tensorflow_ranger.backend import (
     replicas,
     steps,
 )
+from tensorflow_ranger.backend.batches import rows_of
 from tensorflow_ranger.backend.phases import LoopState
 from tensorflow_ranger.batch_size import noise_scale
 from tensorflow_ranger.checks.wrapped_optimizers import chain
 from tensorflow_ranger.distribution.batch_state import first_places, merged
 from tensorflow_ranger.rules import gradient_norms
 from tensorflow_ranger.training.compiled_losses import copies
-from tensorflow_ranger.training.forward_passes import rows_of
 from tensorflow_ranger.training.metrics_of_batch import (
     joined,
     with_masks,

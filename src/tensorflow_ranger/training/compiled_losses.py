@@ -7,6 +7,7 @@ from keras import ops
 
 from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.backend.phases import BatchTotals
+from tensorflow_ranger.training.added_losses import AddedLosses
 from tensorflow_ranger.training.loss_masses import (
     Masks,
     ignored_class,
@@ -16,7 +17,7 @@ from tensorflow_ranger.training.loss_masses import (
     value_of,
     values_of,
 )
-from tensorflow_ranger.training.matched_losses import MatchedLosses, undivided
+from tensorflow_ranger.training.matched_losses import MatchedLosses, is_keras, undivided
 
 
 class Shares(NamedTuple):
@@ -55,8 +56,7 @@ class CompiledLosses(MatchedLosses):
         self._masking = set()  # places of the losses that mask their own values
         self._scalars = []
         self._are_per_row = False
-        self._added_names = []
-        self._known_names = set()
+        self.added = AddedLosses(model)
         self._sums = set()
         self.needs_outputs = False
 
@@ -68,7 +68,7 @@ class CompiledLosses(MatchedLosses):
     @property
     def rows(self):
         """How many losses are differentiated: one, or one per task and what is added to them."""
-        return 1 if self._tasks is None else len(self._tasks.groups) + bool(self._added_names)
+        return 1 if self._tasks is None else len(self._tasks.groups) + bool(self.added.names)
 
     def inspect(self, y, y_pred, sample_weight):
         """Learn from one micro-batch's predictions what each loss divides by."""
@@ -96,7 +96,7 @@ class CompiledLosses(MatchedLosses):
                 self.needs_outputs |= any(m is not None for m in masks) and not by_targets
 
         self.for_each(look, y, y_pred, sample_weight)
-        self._added_names = self._owners_of_added()
+        self.added.find()
         self.whole_reason = self._reason_for_whole()
 
     @property
@@ -148,33 +148,20 @@ class CompiledLosses(MatchedLosses):
         if places:
             self.whole_reason = f"samples meet in the loss {self.name(places[0])}"
 
-    def _owners_of_added(self):
-        owners = {}
-        self._known_names = set()
-        for layer in keras_internals.layers_of(self.model):
-            # An activity regularizer is a mean over the samples, in older Keras a sum.
-            is_known = _is_keras(layer) and _is_keras(getattr(layer, "activity_regularizer", None))
-            for loss in keras_internals.own_losses(layer):
-                owners[id(loss)] = layer.name
-                if is_known:
-                    self._known_names.add(layer.name)
-        return [owners.get(id(loss)) for loss in self.model.losses]
-
     @property
     def questions(self):
         """For each loss that is one number of a micro-batch: how to name it to the user."""
         if self._asks_own:
             return [f"{type(self.model).__name__}.compute_loss"]
         scalars = [f"the loss {self.name(place)}" for place in self._asked_scalars]
-        return scalars + [f"a loss added by layer {name!r}" for _, name in self._asked_added]
+        return scalars + [f"a loss added by layer {name!r}" for _, name in self.added.asked]
 
     @property
     def known(self):
         """For each of `questions` whether it is known to be a mean or a sum."""
         if self._asks_own:
             return [False]
-        added = [name in self._known_names for _, name in self._asked_added]
-        return [False] * len(self._asked_scalars) + added
+        return [False] * len(self._asked_scalars) + self.added.known
 
     @property
     def _asks_own(self):
@@ -185,15 +172,11 @@ class CompiledLosses(MatchedLosses):
         return [] if self.is_whole else self._scalars
 
     @property
-    def _asked_added(self):
-        return [(i, name) for i, name in enumerate(self._added_names) if name]
-
-    @property
     def follow_layers(self):
         """For each of `questions` whether it depends on more than outputs: on what layers add."""
         if self._asks_own:
-            return [bool(self._added_names)]
-        return [False] * len(self._asked_scalars) + [True] * len(self._asked_added)
+            return [bool(self.added.names)]
+        return [False] * len(self._asked_scalars) + [True] * len(self.added.asked)
 
     def answers(self, x, y, y_pred, sample_weight):
         """Return the numbers that `questions` names, one scalar each."""
@@ -206,18 +189,14 @@ class CompiledLosses(MatchedLosses):
                 values.append(ops.sum(value_of(loss, y_true, y_pred, sample_weight)))
 
         self.for_each(ask, y, y_pred, sample_weight)
-        added = self.model.losses
-        return values + [
-            keras_internals.added_loss_value(self.model, added[place])
-            for place, _ in self._asked_added
-        ]
+        return values + self.added.answers()
 
     def learn(self, sums):
         """Take which of `questions` are sums over the samples: a bool for each."""
         asked = ["own"] if self._asks_own else list(self._asked_scalars)
+        self._sums = {key for key, is_sum in zip(asked, sums, strict=False) if is_sum}
         if not self._asks_own:
-            asked += [f"added {place}" for place, _ in self._asked_added]
-        self._sums = {key for key, is_sum in zip(asked, sums, strict=True) if is_sum}
+            self.added.learn(sums[len(asked) :])
 
     def masses(self, y, y_pred, sample_weight, dtype):
         """Return one scalar per loss: what it divides by in this micro-batch, 0 for samples."""
@@ -262,7 +241,7 @@ class CompiledLosses(MatchedLosses):
             fraction: Scalar; the micro-batch's fraction of the batch's samples.
         """
         terms = [] if shares.total is None else [shares.total]
-        added = list(self._added(fraction))
+        added = self.added.shares(fraction)
         terms.extend(added)
         if not terms:
             raise ValueError(
@@ -313,26 +292,6 @@ class CompiledLosses(MatchedLosses):
         total = self.for_each(share, y, y_pred, sample_weight)
         return Shares(total, unlogged, parts, shares)
 
-    def added_by_layers(self, fraction):
-        """Return pairs of a layer and the micro-batch's part of a loss that it has added.
-
-        Args:
-            fraction: Scalar; the micro-batch's fraction of the batch's samples.
-        """
-        owners = {
-            id(loss): layer
-            for layer in keras_internals.layers_of(self.model)
-            for loss in keras_internals.own_losses(layer)
-        }
-        added = []
-        for place, loss in enumerate(self.model.losses):
-            if id(loss) in owners:
-                value = ops.sum(loss)
-                is_sum = f"added {place}" in self._sums
-                part = value if is_sum else value * ops.cast(fraction, value.dtype)
-                added.append((owners[id(loss)], part))
-        return added
-
     def of_batch(self, x, y, y_pred, sample_weight, samples, dtype):
         """Return what `of` returns, for a batch that is one micro-batch.
 
@@ -361,12 +320,6 @@ class CompiledLosses(MatchedLosses):
         rows = [sum((weighted[i] for i in group), zero) for group in self._tasks.groups]
         return [*rows, sum((ops.cast(term, dtype) for term in added), zero)] if added else rows
 
-    def _added(self, fraction):
-        for place, loss in enumerate(self.model.losses):
-            value = undivided(keras_internals.added_loss_value(self.model, loss))
-            is_sum = f"added {place}" in self._sums
-            yield value if is_sum else value * ops.cast(fraction, value.dtype)
-
 
 def copies(data):
     """Return copies of nested arrays: Keras on PyTorch multiplies weights by masks in place."""
@@ -376,8 +329,4 @@ def copies(data):
 def _is_known(loss):
     """Return whether Keras' own code says that each sample has a loss of its own."""
     function = getattr(loss, "fn", loss)
-    return _is_keras(loss) and (getattr(function, "__module__", None) or "").startswith("keras.")
-
-
-def _is_keras(thing):
-    return type(thing).__module__.startswith("keras.")
+    return is_keras(loss) and (getattr(function, "__module__", None) or "").startswith("keras.")

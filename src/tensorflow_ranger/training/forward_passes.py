@@ -1,6 +1,7 @@
 """The forward passes of a batch's micro-batches, and what the first of them tell."""
 
 import contextlib
+import functools
 from typing import Any
 
 import keras
@@ -8,7 +9,7 @@ from keras import ops
 
 from tensorflow_ranger.accumulation.buffer import accumulator_dtype
 from tensorflow_ranger.backend import added_gradients, arrays, draws, keras_internals
-from tensorflow_ranger.backend.batches import count, cut, first, resized, slices
+from tensorflow_ranger.backend.batches import count, cut, resized, rows_of, slices
 from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.backend.phases import LoopState
 from tensorflow_ranger.backend.placed_draws import PlacedDraws, measured
@@ -19,10 +20,10 @@ from tensorflow_ranger.training.layer_state import CARRIED, LayerState
 from tensorflow_ranger.training.metrics_of_batch import (
     MetricsOfBatch,
     masked,
-    outputs_and_masks,
     with_masks,
 )
 from tensorflow_ranger.training.probe import Look, Looks
+from tensorflow_ranger.training.rematerialization.caller import freeing
 from tensorflow_ranger.training.whole_loss import WholeLoss
 
 
@@ -131,14 +132,13 @@ class ForwardPasses:
         if not self.compiled_losses.is_whole:
             return scope.assigned, y_pred
         assigned = [v for v in scope.assigned if id(v) in by_layers]
-        self._find_loss_state([v for v in scope.assigned if id(v) not in by_layers])
+        metrics = {id(v) for v in self.metrics}
+        others = [v for v in scope.assigned if id(v) not in by_layers | metrics]
+        self.loss_state = list(lasting(self.model, others))
         return assigned, y_pred
 
     def _find_head(self, x):
-        def call():
-            with self._scope(rows=rows_of(x)):
-                return self.call(x)
-
+        call = functools.partial(self._call_once, x)
         if self.head is None or not self.head.is_worth_it(self.model, call):
             self.head = None
             return
@@ -163,33 +163,19 @@ class ForwardPasses:
         self.unplaced = list(drawer.unplaced.values())
 
     def _find_time_axes(self, x, y_pred, drawer):
-        if self.padding is None:
-            return
-        self._full_shapes = drawer.shapes
-        try:
-            with self._scope(rows=rows_of(x)), self._freeing():
-                shortened = self.call(self.padding.shortened(x))
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            raise ValueError(
-                f"padding={self.padding.value!r} trims samples, and the model cannot be called on "
-                f"fewer steps ({error}). Call microbatch without padding=."
-            ) from error
-        self.padding.learn(x, outputs_and_masks(y_pred), outputs_and_masks(shortened))
+        if self.padding is not None:
+            self._full_shapes = drawer.shapes
+            with self._freeing():
+                self.padding.learn(x, y_pred, self._call_once)
 
     def _find_segments(self, x):
-        def run():
-            with self._scope(rows=rows_of(x)):
-                self.call(x)
-
         if self.rematerialization is not None:
-            head = None if self.head is None else self.head.layers
-            self.rematerialization.learn(run, count(x), head)
+            call = functools.partial(self._call_once, x)
+            self.rematerialization.learn(call, count(x), self._head_layers)
 
-    def _find_loss_state(self, assigned):
-        metrics = {id(v) for v in self.metrics}
-        self.loss_state = [v for v in lasting(self.model, assigned) if id(v) not in metrics]
+    def _call_once(self, x):
+        with self._scope(rows=rows_of(x)):
+            return self.call(x)
 
     def examine(self, run, data, size):
         """Find out what `prepare` left open.
@@ -202,9 +188,8 @@ class ForwardPasses:
         losses = self.compiled_losses
         asks = losses.questions or losses.suspects
         if asks or self.state.unclear or self.metrics_of_batch.unclear:
-            examination = Examination(
-                self.state, self.compiled_losses, self.metrics_of_batch, bool(self.unplaced)
-            )
+            is_random = bool(self.unplaced)
+            examination = Examination(self.state, losses, self.metrics_of_batch, is_random)
             self.unknown = examination.run(run, data, size)
             self.is_settled = examination.is_settled
         self.state.find_normalizations()
@@ -307,22 +292,23 @@ class ForwardPasses:
             return self.model(x, training=True)
         return self.model(x)
 
+    @property
+    def _head_layers(self):
+        return None if self.head is None else self.head.layers
+
     def _freeing(self):
-        if self.head is not None:
-            return self.head.below()
-        free = self.rematerialization is not None
-        return self.rematerialization.freeing() if free else contextlib.nullcontext()
+        if self.head is None and self.rematerialization is None:
+            return contextlib.nullcontext()
+        return freeing(self._head_layers)
 
     def differentiated_call(self, x):
         """Return the model's outputs in training, of which the backward pass may repeat parts.
 
         With a head in chunks they are what it is given.
         """
+        context = self._freeing()
         if self.rematerialization is not None:
-            head = None if self.head is None else self.head.layers
-            context = self.rematerialization.replaying(head)
-        else:
-            context = contextlib.nullcontext() if self.head is None else self.head.below()
+            context = self.rematerialization.replaying(self._head_layers)
         with context:
             return self.call(x)
 
@@ -359,9 +345,3 @@ class ForwardPasses:
                 drawer = PlacedDraws(place, rows, self._multiples, full=self._full_shapes)
             with CallScope(mapping.values(), reassigned, drawer) as scope:
                 yield scope
-
-
-def rows_of(x):
-    """Return the number of samples in `x`, a tensor where a graph does not know it."""
-    leaf = first(x)
-    return ops.shape(leaf)[0] if leaf.shape[0] is None else leaf.shape[0]

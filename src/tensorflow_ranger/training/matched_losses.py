@@ -74,3 +74,8 @@ def undivided(value):
     """
     divisor = replicas.loss_divisor()
     return value if divisor == 1 else value * divisor
+
+
+def is_keras(thing):
+    """Return whether the class of `thing` is Keras' own."""
+    return type(thing).__module__.startswith("keras.")

@@ -10,8 +10,10 @@ from keras import ops
 
 from tensorflow_ranger.backend import arrays, keras_internals
 from tensorflow_ranger.backend.batches import Slice, at, first, in_order, trimmed
+from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.backend.phases import BatchOutputs
 from tensorflow_ranger.rules.division import division
+from tensorflow_ranger.training.metrics_of_batch import outputs_and_masks
 
 BUCKETS = 8  # lengths that compiled steps are made for
 
@@ -90,14 +92,27 @@ class Padding:
         """Return inputs whose time axes lack some of their steps."""
         return self._trimmed_inputs(x, {size: _shorter(size) for size in self.sizes_of(x)})
 
-    def learn(self, x, outputs, shortened):
+    def learn(self, x, outputs, call):
         """Learn which outputs have a time axis.
 
         Args:
             x: Inputs.
-            outputs: List of what the model makes of them, and then of its masks.
-            shortened: List of what it makes of ``shortened(x)``.
+            outputs: What the model makes of them.
+            call: Function that calls the model on inputs.
+
+        Raises:
+            ValueError: The model cannot be called on fewer steps.
         """
+        try:
+            shortened = outputs_and_masks(call(self.shortened(x)))
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"padding={self.value!r} trims samples, and the model cannot be called on fewer "
+                f"steps ({error}). Call microbatch without padding=."
+            ) from error
+        outputs = outputs_and_masks(outputs)
         sizes = self._sizes = self.sizes_of(x)
         self._axes = [
             sizes.index(one.shape[1]) if _is_trimmed(one, other, sizes) else None

@@ -4,9 +4,10 @@ import keras
 from keras import ops
 
 from tensorflow_ranger.backend import added_gradients, arrays, replicas
+from tensorflow_ranger.backend.batches import rows_of
 from tensorflow_ranger.backend.phases import BatchOutputs, BatchPart, Slopes
 from tensorflow_ranger.training.compiled_losses import copies
-from tensorflow_ranger.training.forward_passes import ForwardPasses, rows_of
+from tensorflow_ranger.training.forward_passes import ForwardPasses
 
 
 class TwoPasses(ForwardPasses):

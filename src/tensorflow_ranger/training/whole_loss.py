@@ -40,7 +40,7 @@ class WholeLoss:
         self._structure = keras.tree.map_structure(lambda _: 0, y_pred)
         self._has_mask = [keras_internals.get_mask(leaf) is not None for leaf in leaves]
         masks = [mask for mask in map(keras_internals.get_mask, leaves) if mask is not None]
-        added = self._compiled_losses.added_by_layers(1)
+        added = self._compiled_losses.added.by_layers(1)
         self._owners = [layer for layer, _ in added]
         dtype = keras.backend.standardize_dtype
         self.specs = OutputSpecs(
@@ -66,7 +66,7 @@ class WholeLoss:
             for leaf, has_mask in zip(leaves, self._has_mask, strict=True)
             if has_mask
         ]
-        added = [value for _, value in self._compiled_losses.added_by_layers(fraction)]
+        added = [value for _, value in self._compiled_losses.added.by_layers(fraction)]
         return BatchOutputs([*leaves, *masks], added)
 
     def inputs_of(self, outputs):

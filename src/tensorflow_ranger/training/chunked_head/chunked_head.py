@@ -18,7 +18,6 @@ from tensorflow_ranger.training.chunked_head.rows import (
 )
 from tensorflow_ranger.training.compiled_losses import Shares, copies
 from tensorflow_ranger.training.metrics_of_batch import masked
-from tensorflow_ranger.training.rematerialization.caller import SegmentCaller
 from tensorflow_ranger.training.rematerialization.chain import ChainMeasurer, bytes_per_number
 
 LEAST_ROWS = 256  # of a chunk: fewer would add up the weights' gradients more than multiply
@@ -63,10 +62,6 @@ class ChunkedHead:
             f"computed in chunks of {rows} rows, {format_bytes(rows * of_row)}."
         )
         return True
-
-    def below(self):
-        """Return a context in which calls of the model return hidden states."""
-        return keras_internals.calling_by(SegmentCaller({}, (), self.layers))
 
     def rows_of_chunk(self, rows):
         """Return the rows of a chunk of so many, which may be a tensor."""

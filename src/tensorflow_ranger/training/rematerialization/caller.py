@@ -52,3 +52,12 @@ class SegmentCaller:
                 values = {key: value for key, value in values.items() if key in later}
             done = stop
         return outputs_of(graph, values, nodes[end:])
+
+
+def freeing(head=None):
+    """Return a context in which calls of a model hold on to no tensor longer than needed.
+
+    Args:
+        head: `HeadLayers` that the calls leave out, or None.
+    """
+    return keras_internals.calling_by(SegmentCaller({}, (), head))

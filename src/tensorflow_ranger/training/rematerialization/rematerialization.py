@@ -117,10 +117,6 @@ class Rematerialization:
         """
         return keras_internals.calling_by(SegmentCaller(self._graphs, self._layers, head))
 
-    def freeing(self):
-        """Return a context in which calls of the model hold on to no tensor longer than needed."""
-        return keras_internals.calling_by(SegmentCaller({}, ()))
-
 
 def _may_join(link, following):
     is_next = link.place is not None and following.place == link.place + 1
