@@ -72,6 +72,11 @@ class CompiledLosses(MatchedLosses):
 
     def inspect(self, y, y_pred, sample_weight):
         """Learn from one micro-batch's predictions what each loss divides by."""
+        self.inspect_outputs(y, y_pred, sample_weight)
+        self.added.find()
+
+    def inspect_outputs(self, y, y_pred, sample_weight):
+        """Learn what each loss divides by, and nothing of what layers add."""
         self._places, self._divided, self._scalars = [], [], []
         self._masking = set()
         self.needs_outputs = False
@@ -96,7 +101,6 @@ class CompiledLosses(MatchedLosses):
                 self.needs_outputs |= any(m is not None for m in masks) and not by_targets
 
         self.for_each(look, y, y_pred, sample_weight)
-        self.added.find()
         self.whole_reason = self._reason_for_whole()
 
     @property

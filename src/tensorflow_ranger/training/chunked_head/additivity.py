@@ -117,7 +117,8 @@ class RowsTried:
 
     def _of_losses(self, whole, parts, number):
         losses, (y, y_pred, weight) = self._losses, whole
-        losses.inspect(y, y_pred, copies(weight))
+        # Within `fit` on JAX, weights with a regularizer have no values.
+        losses.inspect_outputs(y, y_pred, copies(weight))
         if losses.is_whole:
             return losses.whole_reason
         if losses.masks_unforeseen:

@@ -7,16 +7,13 @@ from keras import ops
 
 
 def as_rows(tensor, axes):
-    """Return `tensor` with its first axes as one: the others of them stay, with one entry each.
-
-    So the steps of sequences become sequences of one step, of which layers, losses and metrics
-    make what they make of sequences.
+    """Return `tensor` with its first axes as one.
 
     Args:
         tensor: Tensor with at least `axes` axes.
         axes: How many lead to a row.
     """
-    return ops.reshape(tensor, (-1, *[1] * (axes - 1), *tensor.shape[axes:]))
+    return ops.reshape(tensor, (-1, *tensor.shape[axes:]))
 
 
 def targets_as_rows(y, axes):

@@ -93,8 +93,9 @@ def two_outputs():
 
 
 def meeting(y_true, y_pred):
-    """Return losses in which the steps of a sample meet."""
-    return ops.cumsum(ops.mean(y_pred, axis=-1), axis=1)
+    """Return losses in which the rows of outputs meet."""
+    values = ops.mean(y_pred, axis=-1)
+    return values - ops.max(values)
 
 
 REFUSED = {

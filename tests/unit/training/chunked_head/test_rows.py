@@ -7,16 +7,16 @@ from keras import ops
 from tensorflow_ranger.training.chunked_head import rows
 
 
-def test_steps_become_sequences_of_one_step():
+def test_steps_become_samples():
     tensor = np.arange(2 * 3 * 4).reshape(2, 3, 4)
-    np.testing.assert_array_equal(rows.as_rows(tensor, 2), tensor.reshape(6, 1, 4))
+    np.testing.assert_array_equal(rows.as_rows(tensor, 2), tensor.reshape(6, 4))
     np.testing.assert_array_equal(rows.as_rows(tensor, 1), tensor)
 
 
 def test_each_row_has_the_weight_of_its_sample():
     weight = np.array([[1.0], [2.0]])
     found = ops.convert_to_numpy(rows.weights_as_rows(weight, (2, 3)))
-    np.testing.assert_array_equal(found, [[1.0]] * 3 + [[2.0]] * 3)
+    np.testing.assert_array_equal(found, [1.0] * 3 + [2.0] * 3)
     assert rows.weights_as_rows(None, (2, 3)) is None
 
 
