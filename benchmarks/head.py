@@ -3,27 +3,17 @@
     KERAS_BACKEND=jax python -m benchmarks.head [--rounds 5] [--words 50000] [--samples 16]
 
 The model is an embedding, a gated layer and the head, so that nearly all is the head. Every row
-trains on the same batch as one micro-batch, in turn with the others. Times are CPU
-seconds of the process; ratios are medians of the ratios within a round. Memory is what XLA
-allocates for a step on JAX; elsewhere each row runs in a process of its own, and its memory is what
-that process has in use at most, less what it has in use before the batch.
+trains on the same batch as one micro-batch. `memory_and_time` says what is measured.
 """
 
 import argparse
-import os
-import resource
-import statistics
-import subprocess
-import sys
-import time
 
 import keras
 import numpy as np
 from keras import layers
 
 import tensorflow_ranger as ranger
-from tensorflow_ranger.backend import arrays
-from tests.models import temporaries
+from benchmarks import memory_and_time
 
 LENGTH, WIDTH = 256, 256
 ROWS = {"whole": 1, "by itself": None, "8 chunks": 8}
@@ -49,34 +39,6 @@ def data(options):
     return rng.integers(0, 1000, shape), rng.integers(0, options.words, shape)
 
 
-def peak(options, name):
-    """Return the bytes that training needs beside the model, in this process."""
-    if keras.config.backend() == "jax":
-        return temporaries(network(options, ROWS[name]), *data(options), options.samples)
-    model, (x, y) = network(options, ROWS[name]), data(options)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(2):
-        model.train_on_batch(x, y)
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-
-
-def peak_of_process(options, name):
-    """Return `peak` of a process of its own."""
-    sizes = ["--words", str(options.words), "--samples", str(options.samples)]
-    command = [sys.executable, "-m", "benchmarks.head", *sizes, "--peak", name]
-    # Freed memory is given back at once: what counts is what is in use.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return int(done.stdout.splitlines()[-1])
-
-
-def seconds(model, x, y):
-    """Return the CPU seconds of an update."""
-    start = time.process_time()
-    model.train_on_batch(x, y)
-    return time.process_time() - start
-
-
 def main():
     """Measure and print the table of the active backend."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.head")
@@ -85,29 +47,18 @@ def main():
     parser.add_argument("--samples", type=int, default=16, help="of a batch (default: 16)")
     parser.add_argument("--peak", choices=ROWS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.peak:
-        print(peak(options, options.peak))
-        return
-    memory = {name: peak_of_process(options, name) for name in ROWS}
-    models = {name: network(options, chunks) for name, chunks in ROWS.items()}
     x, y = data(options)
-    for model in models.values():
-        model.train_on_batch(x, y)
-    times = {name: [] for name in ROWS}
-    for _ in range(options.rounds):
-        for name, model in models.items():
-            times[name].append(seconds(model, x, y))
-    print(
-        f"## {keras.config.backend()} {arrays.version()}, Keras {keras.__version__}\n\n"
-        f"{options.words} words, {options.samples * LENGTH} tokens of {WIDTH} numbers.\n\n"
-        "| | memory, MB | of whole | CPU s an update | of whole |\n"
-        "| --- | ---: | ---: | ---: | ---: |"
-    )
-    for name in ROWS:
-        ratio = statistics.median(a / b for a, b in zip(times[name], times["whole"], strict=True))
-        share = memory[name] / memory["whole"]
-        median = statistics.median(times[name])
-        print(f"| {name} | {memory[name] / 1e6:.0f} | {share:.2f} | {median:.2f} | {ratio:.2f} |")
+    if options.peak:
+        model = network(options, ROWS[options.peak])
+        print(memory_and_time.peak(model, x, y, options.samples))
+        return
+    sizes = "--words", options.words, "--samples", options.samples
+    memory = {
+        name: memory_and_time.printed_by("benchmarks.head", *sizes, "--peak", name) for name in ROWS
+    }
+    models = {name: network(options, chunks) for name, chunks in ROWS.items()}
+    title = f"{options.words} words, {options.samples * LENGTH} tokens of {WIDTH} numbers."
+    memory_and_time.print_table(models, memory, x, y, options.rounds, title)
     print(f"\n{models['by itself'].microbatch_plan.head}", flush=True)
 
 

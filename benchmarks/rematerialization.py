@@ -2,27 +2,18 @@
 
     KERAS_BACKEND=jax python -m benchmarks.rematerialization [--rounds 5] [--blocks 24]
 
-Every row trains on the same batch in micro-batches of the same size, in turn with the others. Times
-are CPU seconds of the process; ratios are medians of the ratios within a round. Memory is what XLA
-allocates for a step on JAX; elsewhere each row runs in a process of its own, and its memory is
-what that process has in use at most, less what it has in use before the batch.
+Every row trains on the same batch in micro-batches of the same size. `memory_and_time` says what is
+measured.
 """
 
 import argparse
-import os
-import resource
-import statistics
-import subprocess
-import sys
-import time
 
 import keras
 import numpy as np
 from keras import layers
 
 import tensorflow_ranger as ranger
-from tensorflow_ranger.backend import arrays
-from tests.models import temporaries
+from benchmarks import memory_and_time
 
 BATCH, SIZE, LENGTH, WIDTH = 16, 8, 128, 64
 ROWS = {"kept": False, "4 segments": 4, "least memory": True}
@@ -53,35 +44,6 @@ def data():
     return x, x[:, 0, :1]
 
 
-def peak(blocks, name):
-    """Return the bytes that training needs beside the model, in this process."""
-    model, (x, y) = network(blocks, ROWS[name]), data()
-    if keras.config.backend() == "jax":
-        return temporaries(model, x, y, SIZE)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(3):
-        model.train_on_batch(x, y)
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-
-
-def peak_of_process(blocks, name):
-    """Return `peak` of a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.rematerialization", "--blocks", str(blocks)]
-    # Freed memory is given back at once: what counts is what is in use.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(
-        [*command, "--peak", name], env=environment, capture_output=True, text=True, check=True
-    )
-    return int(done.stdout.splitlines()[-1])
-
-
-def seconds(model, x, y):
-    """Return the CPU seconds of an update."""
-    start = time.process_time()
-    model.train_on_batch(x, y)
-    return time.process_time() - start
-
-
 def main():
     """Measure and print the table of the active backend."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rematerialization")
@@ -89,29 +51,15 @@ def main():
     parser.add_argument("--blocks", type=int, default=24, help="of the transformer (default: 24)")
     parser.add_argument("--peak", choices=ROWS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.peak:
-        print(peak(options.blocks, options.peak))
-        return
-    memory = {name: peak_of_process(options.blocks, name) for name in ROWS}
-    models = {name: network(options.blocks, value) for name, value in ROWS.items()}
     x, y = data()
-    for model in models.values():
-        model.train_on_batch(x, y)
-    times = {name: [] for name in ROWS}
-    for _ in range(options.rounds):
-        for name, model in models.items():
-            times[name].append(seconds(model, x, y))
-    print(
-        f"## {keras.config.backend()} {arrays.version()}, Keras {keras.__version__}\n\n"
-        f"{options.blocks} transformer blocks, {BATCH} samples in micro-batches of {SIZE}.\n\n"
-        "| | memory, MB | of kept | CPU s an update | of kept |\n"
-        "| --- | ---: | ---: | ---: | ---: |"
-    )
-    for name in ROWS:
-        ratio = statistics.median(a / b for a, b in zip(times[name], times["kept"], strict=True))
-        share = memory[name] / memory["kept"]
-        median = statistics.median(times[name])
-        print(f"| {name} | {memory[name] / 1e6:.0f} | {share:.2f} | {median:.2f} | {ratio:.2f} |")
+    if options.peak:
+        print(memory_and_time.peak(network(options.blocks, ROWS[options.peak]), x, y, SIZE))
+        return
+    module, blocks = "benchmarks.rematerialization", ("--blocks", options.blocks)
+    memory = {name: memory_and_time.printed_by(module, *blocks, "--peak", name) for name in ROWS}
+    models = {name: network(options.blocks, value) for name, value in ROWS.items()}
+    title = f"{options.blocks} transformer blocks, {BATCH} samples in micro-batches of {SIZE}."
+    memory_and_time.print_table(models, memory, x, y, options.rounds, title)
     print(f"\n{models['least memory'].microbatch_plan.rematerialization}", flush=True)
 
 

@@ -63,6 +63,22 @@ def assert_same_weights(model, other, tolerance=1e-6):
         np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
+def assert_same_variables(model, other, tolerance):
+    """Check that two models and their optimizers have the same variables."""
+    pairs = [
+        *zip(model.variables, other.variables, strict=True),
+        *zip(model.optimizer.variables, other.optimizer.variables, strict=True),
+    ]
+    for variable, expected in pairs:
+        np.testing.assert_allclose(
+            keras.ops.convert_to_numpy(variable),
+            keras.ops.convert_to_numpy(expected),
+            rtol=tolerance,
+            atol=tolerance,
+            err_msg=variable.path,
+        )
+
+
 def assert_trains_as_plain(make, x, y, sizes=(4, 5), tolerance=1e-6, batch_size=12, **settings):
     """Fail unless `fit` in micro-batches gives plain Keras' weights, state and History.
 

@@ -7,7 +7,7 @@ from keras import layers, losses, metrics, ops
 
 import tensorflow_ranger as ranger
 from tests.marks import thorough_but
-from tests.models import fit
+from tests.models import assert_same_variables, fit
 
 BACKEND = keras.config.backend()
 BATCH, SIZE, EPOCHS = 8, 3, 10  # 20 updates, and a remainder of samples
@@ -194,18 +194,7 @@ def trained(
 
 def assert_same(actual, expected, tolerance=TOLERANCE, of_history=1e-5):
     (model, history), (other, own_history) = actual, expected
-    pairs = zip(model.variables, other.variables, strict=True)
-    for variable, value in [
-        *pairs,
-        *zip(model.optimizer.variables, other.optimizer.variables, strict=True),
-    ]:
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(variable),
-            ops.convert_to_numpy(value),
-            rtol=tolerance,
-            atol=tolerance,
-            err_msg=variable.path,
-        )
+    assert_same_variables(model, other, tolerance)
     for variable, value in zip(model.metrics_variables, other.metrics_variables, strict=True):
         values = ops.convert_to_numpy(variable), ops.convert_to_numpy(value)
         np.testing.assert_allclose(*values, rtol=of_history, atol=1e-6, err_msg=variable.path)

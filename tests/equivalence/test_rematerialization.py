@@ -7,7 +7,7 @@ from keras import layers, ops
 
 import tensorflow_ranger as ranger
 from tests.marks import thorough_but
-from tests.models import fit
+from tests.models import assert_same_variables, fit
 
 BACKEND = keras.config.backend()
 BATCH, SIZE, EPOCHS = 8, 3, 10  # 20 updates, and a remainder
@@ -188,18 +188,7 @@ def assert_same_training(make, rematerialize, tolerance=TOLERANCE, **settings):
     expected, losses = trained(make, False, **settings)
     assert losses[-1] < losses[0]
     actual, own_losses = trained(make, rematerialize, **settings)
-    pairs = zip(actual.variables, expected.variables, strict=True)
-    for variable, other in [
-        *pairs,
-        *zip(actual.optimizer.variables, expected.optimizer.variables, strict=True),
-    ]:
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(variable),
-            ops.convert_to_numpy(other),
-            rtol=tolerance,
-            atol=tolerance,
-            err_msg=variable.path,
-        )
+    assert_same_variables(actual, expected, tolerance)
     np.testing.assert_allclose(own_losses, losses, rtol=max(tolerance, 1e-15))
     return actual
 
