@@ -81,9 +81,9 @@ def candidates(run):
         for candidate in run.candidates
     )
     return (
-        "<table><thead><tr><th>size</th><th>segments</th><th>memory</th><th>per sample</th>"
-        "<th></th></tr></thead>\n"
-        f"<tbody>{rows}</tbody></table>"
+        '<div class="wide"><table><thead><tr><th>size</th><th>segments</th><th>memory</th>'
+        "<th>per sample</th><th></th></tr></thead>\n"
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 

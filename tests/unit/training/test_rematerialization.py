@@ -51,13 +51,13 @@ def test_memory_of_a_deep_model_is_a_third():
 
 @only_jax
 def test_a_limit_below_one_sample_is_kept_by_running_layers_again(caplog):
-    x, y = data()
-    model, expected = deep(), ranger.microbatch(deep(), 1)
-    step, state = step_of(deep(), x, y)
+    x, y = data(4)
+    model, expected = deep(blocks=6), ranger.microbatch(deep(blocks=6), 1)
+    step, state = step_of(deep(blocks=6), x, y)
     limit = step.memory(state, (x, y, None), 1) - 1
     ranger.microbatch(model, "auto", memory_limit=limit)
-    fit(model, x, y, 16, epochs=3)
-    fit(expected, x, y, 16, epochs=3)
+    fit(model, x, y, 4, epochs=3)
+    fit(expected, x, y, 4, epochs=3)
     assert "runs layers again" in caplog.text
     assert "calls again" in str(model.microbatch_plan)
     assert all(c.memory <= limit for c in model.microbatch_plan.candidates if c.fits)
@@ -66,10 +66,11 @@ def test_a_limit_below_one_sample_is_kept_by_running_layers_again(caplog):
 
 @only_jax
 def test_without_rematerialization_such_a_limit_is_an_error():
-    x, y = data()
-    model = ranger.microbatch(deep(), "auto", memory_limit="1MB", rematerialize=False)
+    x, y = data(4, width=128)
+    model = deep(blocks=6, width=128)
+    ranger.microbatch(model, "auto", memory_limit="1MB", rematerialize=False)
     with pytest.raises(MemoryError, match="memory_limit must hold one sample"):
-        fit(model, x, y, 16)
+        fit(model, x, y, 4)
 
 
 @pytest.mark.parametrize("value", [1, 0, -1, 2.5, "yes"])
