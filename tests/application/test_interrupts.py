@@ -24,6 +24,14 @@ sys.meta_path.insert(0, Finder())
 """
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Hear the signal, which jobs in the background ignore, and so do their children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def press_and_catch(*_):
     with contextlib.suppress(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
