@@ -177,10 +177,10 @@ def _tensorflow(strategy_of):
         tf.distribute.ReplicaContext.all_reduce = all_reduce
 
     def collectives(model, batch):
-        steps = getattr(model.make_train_function.__self__, "_steps", None)
-        if steps is None:
+        maker = getattr(model.make_train_function.__self__, "maker", None)
+        if maker is None:
             return 1, list(sizes)  # Keras' own step: the calls that its trace made
-        (step,) = steps.values()
+        ((_, step),) = maker.made.values()
         *_, last = step._per_size.values()
         functions = last._list_all_concrete_functions()
         return 1, collective_ops(functions[-1])

@@ -29,6 +29,8 @@ def found_head(model, data, *, tasks, loss, padding, count, is_forced):
         Tuple ``(head, reason)``. Both are None where the logits are too small to ask.
     """
     _, y, sample_weight = data
+    if replicas.has_several(model.variables):  # of which each holds arrays of its own
+        return None, "several replicas train the model" if is_forced else None
     layers, reason = head_layers_of(model)
     if layers is None:
         return None, reason if is_forced else None
@@ -54,8 +56,6 @@ def _why_whole(model, data, tasks, padding):
         return f"{type(model).__name__} overrides compute_metrics"
     if tasks is not None:
         return "multitask takes the gradients of several losses"
-    if replicas.has_several(model.variables):
-        return "several replicas train the model"
     if has_sparse(data):
         return "the batch has sparse arrays"
     metrics = keras_internals.compiled_metrics(model)
