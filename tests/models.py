@@ -6,6 +6,16 @@ import numpy as np
 import tensorflow_ranger as ranger
 
 SAMPLES = 48
+#: Arguments of `compile`: the ways in which the backend runs a training step.
+MODES: dict[str, dict[str, bool]] = {
+    "torch": {"eager": {"jit_compile": False}},
+    "jax": {"compiled": {"jit_compile": True}, "eager": {"run_eagerly": True}},
+    "tensorflow": {
+        "graph": {"jit_compile": False},
+        "XLA": {"jit_compile": True},
+        "eager": {"run_eagerly": True, "jit_compile": False},
+    },
+}[keras.config.backend()]
 
 
 def data(samples=SAMPLES, seed=0):
@@ -39,18 +49,19 @@ def fit(model, x, y, batch_size, epochs=1, **settings):
 
 def temporaries(model, x, y, size):
     """Return the bytes that XLA allocates on JAX for a batch, beside arguments and results."""
-    step, state = _step_of(model, x, y, size)
+    step, state = step_of(model, x, y, size)
     return step.temporaries(state, (x, y, None), size)
 
 
 def beside_the_state(model, x, y, size):
     """Return the bytes that a batch needs on JAX beside model, optimizer and samples."""
-    step, state = _step_of(model, x, y, size)
+    step, state = step_of(model, x, y, size)
     own = sum(leaf.nbytes for group in state for leaf in group)
     return step.memory(state, (x, y, None), size) - own - x.nbytes - y.nbytes
 
 
-def _step_of(model, x, y, size):
+def step_of(model, x, y, size):
+    """Return the step of a model that `microbatch` trains, and the model's state, on JAX."""
     model._symbolic_build(data_batch=(x[:size], y[:size]))
     model.make_train_function()
     _, step = model.make_train_function.__self__._step_for((x, y, None))

@@ -7,21 +7,12 @@ from keras import layers, losses, metrics, ops
 
 import tensorflow_ranger as ranger
 from tests.marks import thorough_but
-from tests.models import assert_same_variables, fit
+from tests.models import MODES, assert_same_variables, fit
 
 BACKEND = keras.config.backend()
 BATCH, SIZE, EPOCHS = 8, 3, 10  # 20 updates, and a remainder of samples
 LENGTH, WIDTH, WORDS = 5, 6, 11
 CHUNKS = 4  # of 4 rows, and a remainder of rows
-MODES = {
-    "torch": {"eager": {"jit_compile": False}},
-    "jax": {"compiled": {"jit_compile": True}, "eager": {"run_eagerly": True}},
-    "tensorflow": {
-        "graph": {"jit_compile": False},
-        "XLA": {"jit_compile": True},
-        "eager": {"run_eagerly": True, "jit_compile": False},
-    },
-}[BACKEND]
 FIRST = next(iter(MODES))
 # Keras on PyTorch computes means in float32.
 TOLERANCE = {"torch": 1e-6, "jax": 1e-12, "tensorflow": 1e-12}[BACKEND]

@@ -7,20 +7,11 @@ from keras import layers, ops
 
 import tensorflow_ranger as ranger
 from tests.marks import thorough_but
-from tests.models import assert_same_variables, fit
+from tests.models import MODES, assert_same_variables, fit
 
 BACKEND = keras.config.backend()
 BATCH, SIZE, EPOCHS = 8, 3, 10  # 20 updates, and a remainder
 LENGTH, FEATURES = 5, 6
-MODES = {
-    "torch": {"eager": {"jit_compile": False}},
-    "jax": {"compiled": {"jit_compile": True}, "eager": {"run_eagerly": True}},
-    "tensorflow": {
-        "graph": {"jit_compile": False},
-        "XLA": {"jit_compile": True},
-        "eager": {"run_eagerly": True, "jit_compile": False},
-    },
-}[BACKEND]
 FIRST = next(iter(MODES))
 # Batch statistics of three samples enlarge roundings.
 TOLERANCE = {"torch": 0, "jax": 1e-12, "tensorflow": 1e-10}[BACKEND]

@@ -24,16 +24,10 @@ class AddedLosses:
 
     def find(self):
         """Learn from the call of the model that has just ended which losses there are."""
-        owners = {}
-        self._known = set()
-        for layer in keras_internals.layers_of(self._model):
-            # An activity regularizer is a mean over the samples, in older Keras a sum.
-            is_known = is_keras(layer) and is_keras(getattr(layer, "activity_regularizer", None))
-            for loss in keras_internals.own_losses(layer):
-                owners[id(loss)] = layer.name
-                if is_known:
-                    self._known.add(layer.name)
-        self.names = [owners.get(id(loss)) for loss in self._model.losses]
+        owners = self._owners()
+        self._known = {layer.name for layer in owners.values() if _is_regularized_by_keras(layer)}
+        layers = [owners.get(id(loss)) for loss in self._model.losses]
+        self.names = [None if layer is None else layer.name for layer in layers]
 
     @property
     def asked(self):
@@ -75,16 +69,24 @@ class AddedLosses:
         Args:
             fraction: Scalar; the micro-batch's fraction of the batch's samples.
         """
-        owners = {
-            id(loss): layer
-            for layer in keras_internals.layers_of(self._model)
-            for loss in keras_internals.own_losses(layer)
-        }
+        owners = self._owners()
         return [
             (owners[id(loss)], self._share(place, ops.sum(loss), fraction))
             for place, loss in enumerate(self._model.losses)
             if id(loss) in owners
         ]
 
+    def _owners(self):
+        return {
+            id(loss): layer
+            for layer in keras_internals.layers_of(self._model)
+            for loss in keras_internals.own_losses(layer)
+        }
+
     def _share(self, place, value, fraction):
         return value if place in self._sums else value * ops.cast(fraction, value.dtype)
+
+
+def _is_regularized_by_keras(layer):
+    # An activity regularizer is a mean over the samples, in older Keras a sum.
+    return is_keras(layer) and is_keras(getattr(layer, "activity_regularizer", None))

@@ -46,6 +46,7 @@ class ForwardPasses:
         self.padding = padding
         self.rematerialization: Any = rematerialization
         self.head: Any = head
+        self.whole_head: str | None = None  #: Why the logits are not computed in chunks.
         self.noise = self.norms = None
         self.weights = list(model.trainable_variables)
         self.metrics = list(model.metrics_variables)

@@ -39,11 +39,9 @@ class MetricsOfBatch:
     def unclear(self):
         """Metrics of which only a comparison tells whether they add up."""
         compiled = keras_internals.compiled_metrics(self._model)
-        return (
-            []
-            if compiled is None or self._are_per_row
-            else [m for m in compiled.metrics if not _adds_up(m)]
-        )
+        if compiled is None or self._are_per_row:
+            return []
+        return [metric for metric in compiled.metrics if not _adds_up(metric)]
 
     def find(self, y_pred, samples):
         """Learn how large the outputs of a batch of `samples` are; None is unknown."""

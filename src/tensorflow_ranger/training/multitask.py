@@ -74,8 +74,7 @@ def multitask(
     if batcher is None:
         install_whole(model)
     else:
-        batcher.maker.noise = batcher.maker.norms = (
-            None  # of one gradient, where callbacks looked before
-        )
+        # They are of one gradient, where callbacks looked before.
+        batcher.maker.noise = batcher.maker.norms = None
     model.train_function = None
     return model

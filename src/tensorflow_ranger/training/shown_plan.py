@@ -64,8 +64,11 @@ class ShownPlan:
         if text != self._notes.get("rematerialization"):
             self._note("rematerialization", text)
 
-    def note_head(self, text):
-        """Tell once in which chunks the logits are computed, or why they are not."""
+    def note_head(self, head, reason):
+        """Tell once in which chunks the logits are computed, or for which `reason` they are not."""
+        text = None if head is None else head.summary
+        if head is None and reason is not None:
+            text = f"All logits are computed at once, for {reason}."
         if text != self._notes.get("head"):
             self._note("head", text)
 

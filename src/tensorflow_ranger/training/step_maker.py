@@ -59,7 +59,6 @@ class StepMaker:
         self.noise: StepStatistics | None = None
         self.norms: StepStatistics | None = None
         self.made = {}  #: By kind of batch: pairs of a `BatchStep` and the step that runs it.
-        self._whole_heads = {}  # by kind of batch: why the head stays whole
 
     @property
     def options(self):
@@ -95,7 +94,7 @@ class StepMaker:
 
     def clear(self):
         """Make all steps anew."""
-        self.made, self._whole_heads = {}, {}
+        self.made = {}
 
     def step_for(self, data, segments):
         """Return the `BatchStep` for a batch like `data`, and the step that runs it.
@@ -124,6 +123,7 @@ class StepMaker:
             rematerialization: `Rematerialization` of the model, or None.
         """
         model = self._model
+        head, whole_head = self._heads.of(data)
         compiled = None if model.run_eagerly else bool(model.jit_compile)
         tasks = resolved_tasks(model)
         phases = BatchStep(
@@ -135,8 +135,9 @@ class StepMaker:
             self._padding_for(compiled),
             rematerialization,
             self.norms,
-            self._make_head(data),
+            head,
         )
+        phases.whole_head = whole_head
         self._check_metrics(phases)
         loop = "host" if phases.has_own_metrics else steps.default_loop(compiled)
         return phases, steps.make_step(phases, self._loop or loop, compiled)
@@ -162,21 +163,10 @@ class StepMaker:
         self.clear()
         if steps.ADDS_IN_PLACE:  # what it has added to the momentum stays
             phases.rematerialization = self.replays.of(None)
-            phases.head = self._make_head(data)
+            phases.head, phases.whole_head = self._heads.of(data)
             step.prepare_again()
             self.made[self._key_of(data, None)] = phases, step
         return what
-
-    def note_on_head(self, phases, data):
-        """Return a sentence on how the logits of a batch like `data` are computed, or None."""
-        if phases.head is not None:
-            return phases.head.summary
-        reason = self._whole_heads.get(self._kind_of(data))
-        return None if reason is None else f"All logits are computed at once, for {reason}."
-
-    def _make_head(self, data):
-        head, self._whole_heads[self._kind_of(data)] = self._heads.of(data)
-        return head
 
     def _kind_of(self, data):
         # Which leaves are there decides what a step computes.

@@ -133,8 +133,9 @@ class TrainFunction:
         samples = samples_of(data)
         rows = samples if rows == "all" else rows
         require_targets(self._model, data)
-        self._step_for(data)
+        _, step = self._step_for(data)
         self._check_padding(state, data)
+        step.require_rows(samples)
         while True:
             self._begin(state, data, samples)
             phases, step = self._step_for(data)
@@ -161,15 +162,13 @@ class TrainFunction:
                     self._plan.note_loss(phases.compiled_losses.whole_reason)
                 self._plan.note_cells(phases.padding, data, size)
                 self._plan.note_rematerialization(phases.rematerialization)
-                self._plan.note_head(self.maker.note_on_head(phases, data))
+                self._plan.note_head(phases.head, phases.whole_head)
                 if not step.is_settled:
                     self.maker.clear()
                 return logs, state
             gc.collect()  # frees what the failed pass held, once its error is gone
 
     def _begin(self, state, data, samples):
-        self._step_for(data)[1].require_rows(samples)
-
         def memory_of(size, segments=None):
             return self._step_for(data, segments)[1].memory(state, data, size)
 

@@ -8,7 +8,7 @@ from keras import layers
 import tensorflow_ranger as ranger
 from tensorflow_ranger.batch_size.size_policy import SearchedSize
 from tensorflow_ranger.training import train_function
-from tests.models import assert_same_weights, fit, temporaries
+from tests.models import assert_same_weights, fit, step_of, temporaries
 
 BACKEND = keras.config.backend()
 only_jax = pytest.mark.skipif(BACKEND != "jax", reason="only XLA on JAX tells what it allocates")
@@ -33,14 +33,6 @@ def data(samples=16, width=64):
     return x, x[:, 0, :1]
 
 
-def step_of(model, x, y):
-    """Return the step of a model that keeps everything, and the state of it, on JAX."""
-    ranger.microbatch(model, 1, rematerialize=False)
-    fit(model, x[:1], y[:1], 1)
-    _, step = model.make_train_function.__self__._step_for((x, y, None))
-    return step, model._get_jax_state(True, True, True, True)
-
-
 @only_jax
 def test_memory_of_a_deep_model_is_a_third():
     x, y = data()
@@ -53,7 +45,7 @@ def test_memory_of_a_deep_model_is_a_third():
 def test_a_limit_below_one_sample_is_kept_by_running_layers_again(caplog):
     x, y = data(4)
     model, expected = deep(blocks=6), ranger.microbatch(deep(blocks=6), 1)
-    step, state = step_of(deep(blocks=6), x, y)
+    step, state = step_of(ranger.microbatch(deep(blocks=6), 1, rematerialize=False), x, y, 1)
     limit = step.memory(state, (x, y, None), 1) - 1
     ranger.microbatch(model, "auto", memory_limit=limit)
     fit(model, x, y, 4, epochs=3)
@@ -131,7 +123,7 @@ def test_a_search_for_segments_changes_no_weights(monkeypatch):
     model, expected = deep(blocks=3), ranger.microbatch(deep(blocks=3), 8, rematerialize=False)
     limit = "12.5MB"
     if BACKEND == "jax":
-        step, state = step_of(deep(blocks=3), x, y)
+        step, state = step_of(ranger.microbatch(deep(blocks=3), 1, rematerialize=False), x, y, 1)
         limit = step.memory(state, (x, y, None), 2)
     plan = train_by_the_clock(monkeypatch, model, x, y, limit)
     fit(expected, x, y, 8, epochs=15)
@@ -144,7 +136,7 @@ def test_a_search_for_segments_changes_no_weights(monkeypatch):
 @only_jax
 def test_the_peak_in_the_plan_is_that_of_the_compiled_step(monkeypatch):
     x, y = data(8)
-    step, state = step_of(deep(blocks=3), x, y)
+    step, state = step_of(ranger.microbatch(deep(blocks=3), 1, rematerialize=False), x, y, 1)
     limit = step.memory(state, (x, y, None), 4) - 1
     model = deep(blocks=3)
     plan = train_by_the_clock(monkeypatch, model, x, y, limit)

@@ -95,10 +95,8 @@ class ChunkedHead:
             totals: `BatchTotals`.
             metrics: The values of the metrics' variables before it.
         """
-        losses, dtype = (
-            phases.compiled_losses,
-            keras.backend.standardize_dtype(totals.samples.dtype),
-        )
+        losses = phases.compiled_losses
+        dtype = keras.backend.standardize_dtype(totals.samples.dtype)
         y, hidden, sample_weight, mask = self._rows(*seen)
         (states,) = keras.tree.flatten(seen[1])
         steps = rows_of_sample(tuple(ops.shape(states)[:-1]))
