@@ -92,9 +92,9 @@ test: $(VENV)/.data
 
 test-thorough: test test-rest
 
-# What `make test` leaves out because it takes long.
+# What `make test` leaves out because it takes long; with MINUTES, as much of it as begins in that time.
 test-rest: $(VENV)/.data
-	$(BIN)/python scripts/test.py --backends "$(BACKENDS)" -m thorough $(TESTS)
+	$(BIN)/python scripts/test.py --backends "$(BACKENDS)" -m thorough $(if $(MINUTES),--minutes $(MINUTES)) $(TESTS)
 
 # The suite leaves this folder out unless it is named.
 test-clients: $(VENV)/.clients

@@ -6,10 +6,12 @@ after one has failed. The last line is ``N passed, N failed``, over all backends
     python scripts/test.py                                  # everything
     python scripts/test.py --backends "jax torch"           # two backends
     python scripts/test.py tests/unit -k window             # paths and options of pytest
+    python scripts/test.py -m thorough --minutes 30         # as many tests as begin in that time
 """
 
 import argparse
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -60,13 +62,23 @@ def main(arguments=None):
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes per backend"
     )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="begin no test later; those that were not begun count as skipped (default: no limit)",
+    )
     options, pytest_arguments = parser.parse_known_args(arguments)
+    end = time.monotonic() + 60 * options.minutes
     outcomes = []
     lines = []
     for place, backend in enumerate(options.backends):
         print(f"=== {backend}", flush=True)
         start = time.monotonic()
-        outcome = run(backend, options.workers, pytest_arguments, is_first=place == 0)
+        seconds = (end - start) / (len(options.backends) - place)
+        outcome = run(
+            backend, options.workers, pytest_arguments, is_first=place == 0, seconds=seconds
+        )
         outcomes.append(outcome)
         lines.append(
             f"{backend}: {counts(outcome)} in {time.monotonic() - start:.0f} s{outcome.note}"
@@ -98,7 +110,7 @@ def counts(outcome):
     return f"{text}, {outcome.skipped} skipped" if outcome.skipped else text
 
 
-def run(backend, workers, pytest_arguments, is_first=True):
+def run(backend, workers, pytest_arguments, is_first=True, seconds=math.inf):
     """Run the suite on one backend; return its `Outcome`.
 
     Args:
@@ -106,6 +118,7 @@ def run(backend, workers, pytest_arguments, is_first=True):
         workers: Number of processes.
         pytest_arguments: List of strings for pytest.
         is_first: Whether to run the tests that do not depend on the backend, or hardly, too.
+        seconds: Float, the time in which tests may begin.
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -116,7 +129,9 @@ def run(backend, workers, pytest_arguments, is_first=True):
         if workers > 1:
             environment |= ONE_THREAD
         if not is_first:
-            environment["LEAVE_OUT_ONCE"] = "1"  # see tests/conftest.py
+            environment["LEAVE_OUT_ONCE"] = "1"  # see tests/conftest.py, as for the next one
+        if math.isfinite(seconds):
+            environment["BEGIN_NO_TEST_AFTER"] = str(time.time() + seconds)
         if backend in XLA_FLAGS:
             environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {XLA_FLAGS[backend]}"
         status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode

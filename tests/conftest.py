@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 
 import keras
 import pytest
@@ -57,6 +58,12 @@ def pytest_collection_modifyitems(config, items):
     done = [item for item in items if item.get_closest_marker("once")]
     config.hook.pytest_deselected(items=done)
     items[:] = [item for item in items if not item.get_closest_marker("once")]
+
+
+def pytest_runtest_setup():
+    """Leave out what did not begin in the time that `scripts/test.py --minutes` gives."""
+    if time.time() > float(os.environ.get("BEGIN_NO_TEST_AFTER", "inf")):
+        pytest.skip("no time left: see --minutes of scripts/test.py")
 
 
 def pytest_terminal_summary(terminalreporter):
