@@ -1,7 +1,8 @@
 """JAX: the axis of a mesh whose shards are the replicas, while a `shard_map` is traced."""
 
-import contextlib
 import contextvars
+
+from tensorflow_ranger.backend.scoped import holding
 
 _axis = contextvars.ContextVar("axis", default=None)
 
@@ -11,11 +12,6 @@ def current_axis():
     return _axis.get()
 
 
-@contextlib.contextmanager
 def over(axis):
     """Return a context in which the shards of the mesh's `axis` are the replicas."""
-    token = _axis.set(axis)
-    try:
-        yield
-    finally:
-        _axis.reset(token)
+    return holding(_axis, axis)

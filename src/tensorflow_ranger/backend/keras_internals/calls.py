@@ -8,6 +8,7 @@ import keras
 from keras.src.backend.common import global_state
 
 from tensorflow_ranger.backend.keras_internals.replaced import Replaced
+from tensorflow_ranger.backend.scoped import holding
 
 # What a layer's call finds in Keras' global state: the arguments that it inherits, such as
 # ``training``, the dtype that variables are cast to, and the names of the layers around it.
@@ -89,12 +90,8 @@ def calling_by(caller):
             ``run_graph(graph, inputs, operation_fn, run)``, where ``run()`` runs the graph as Keras
             does, and ``call_layer(layer, args, kwargs, call)`` with ``call(*args, **kwargs)``.
     """
-    token = _caller.set(caller)
-    try:
-        with _asking.scope():
-            yield
-    finally:
-        _caller.reset(token)
+    with holding(_caller, caller), _asking.scope():
+        yield
 
 
 @functools.cache

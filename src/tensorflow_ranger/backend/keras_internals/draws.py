@@ -10,6 +10,7 @@ from keras.src import backend as keras_backend
 from keras.src.random.seed_generator import draw_seed
 
 from tensorflow_ranger.backend.keras_internals.replaced import Replaced
+from tensorflow_ranger.backend.scoped import holding
 
 #: The functions of `keras.random` of which each number depends on its own place alone.
 PLACED = ("dropout", "normal", "randint", "truncated_normal", "uniform")
@@ -26,7 +27,7 @@ def drawn_seed(seed):
     """
     if keras.ops.is_tensor(seed):
         return seed
-    with _drawn_by(None):
+    with holding(_drawer, None):
         return draw_seed(seed)
 
 
@@ -51,21 +52,9 @@ def drawing_by(drawer, following=None):
         following: Function of a `SeedGenerator` that returns its next seed, or None for Keras' own,
             which moves it on.
     """
-    token = _following.set(following or _following.get())
-    try:
-        with _replaced.scope(), _drawn_by(drawer):
-            yield
-    finally:
-        _following.reset(token)
-
-
-@contextlib.contextmanager
-def _drawn_by(drawer):
-    token = _drawer.set(drawer)
-    try:
+    following = following or _following.get()
+    with holding(_following, following), _replaced.scope(), holding(_drawer, drawer):
         yield
-    finally:
-        _drawer.reset(token)
 
 
 @functools.cache
@@ -79,7 +68,7 @@ def _asking(name, function):
             return function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        with _drawn_by(None):
+        with holding(_drawer, None):
             return drawer.draw(name, function, bound.arguments)
 
     return ask
@@ -95,7 +84,7 @@ def _asking_for_seed(function):
         )
         if drawer is None:
             return own()
-        with _drawn_by(None):
+        with holding(_drawer, None):
             return drawer.next_seed(generator, own)
 
     return next_seed

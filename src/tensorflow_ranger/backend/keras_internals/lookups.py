@@ -8,6 +8,7 @@ import keras
 from keras.src import backend as keras_backend
 
 from tensorflow_ranger.backend.keras_internals.replaced import Replaced
+from tensorflow_ranger.backend.scoped import holding
 
 _lookup = contextvars.ContextVar("lookup", default=None)
 
@@ -23,12 +24,8 @@ def looking_up_by(lookup):
         lookup: Function ``(function, table, indices)`` of Keras' own function of the other two, a
             `keras.Variable` and a tensor of integers; returns the rows.
     """
-    token = _lookup.set(lookup)
-    try:
-        with _asking.scope():
-            yield
-    finally:
-        _lookup.reset(token)
+    with holding(_lookup, lookup), _asking.scope():
+        yield
 
 
 @functools.cache
