@@ -12,6 +12,7 @@ from unittest import mock
 import keras
 import numpy as np
 
+import tensorflow_ranger  # noqa: F401 - registers the optimizers of saved models
 from tensorflow_ranger_cli.main import main
 from tensorflow_ranger_cli.tasks import digits
 

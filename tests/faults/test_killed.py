@@ -66,35 +66,43 @@ def test_the_only_process(moment, forked, undisturbed, tmp_path):
 def test_one_of_two_processes(options, tmp_path):
     # In the second epoch; in the middle of a window, where there are any.
     micro_batches = 3 if options else runs.MICRO_BATCHES + 2
-    options = [*options, "--epochs", str(EPOCHS)]
-    assert runs.train(tmp_path / "undisturbed", *options) == 0
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"),
-            *("--master-addr=127.0.0.1", f"--master-port={runs.free_ports(3)}"),
-            *("--max-restarts=1", "-m", "tests.faults.command"),
-            *("train", "--output", tmp_path / "run", *options),
-        ],
-        env={
-            **os.environ,
-            "KERAS_BACKEND": keras.config.backend(),
-            "KILLED": f"{micro_batches} 0 1",
-            "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": "lo",
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    # In float32 another order of the sum may choose another maximum where images are pooled.
+    (tmp_path / "keras.json").write_text('{"floatx": "float64"}', encoding="utf-8")
+
+    def train(directory, *launcher, **environment):
+        command = ["-m", "tests.faults.command", "train", "--output", tmp_path / directory]
+        done = subprocess.run(
+            [sys.executable, *launcher, *command, *options, "--epochs", str(EPOCHS)],
+            env={
+                **os.environ,
+                "KERAS_BACKEND": keras.config.backend(),
+                "KERAS_HOME": str(tmp_path),
+                "OMP_NUM_THREADS": "1",
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    train("undisturbed")
+    told = train(
+        "run",
+        *("-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"),
+        *("--master-addr=127.0.0.1", f"--master-port={runs.free_ports(3)}"),
+        KILLED=f"{micro_batches} 0 1",
+        GLOO_SOCKET_IFNAME="lo",
     )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("process 0 writes the run\nTraining") == 1
-    assert run.stdout.count("process 0 writes the run\nResuming after epoch 1") == 1
+    assert told.count("process 0 writes the run\nTraining") == 1
+    assert told.count("process 0 writes the run\nResuming after epoch 1") == 1
     for name in ("model.keras", "checkpoint.keras"):
         values = runs.variables(tmp_path / "run" / name)
         expected = runs.variables(tmp_path / "undisturbed" / name)
         for value, wanted in zip(values, expected, strict=True):
-            np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-8)
 
 
 @first
