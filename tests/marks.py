@@ -1,10 +1,16 @@
 """Marks that several files give to some of their cases."""
 
+import keras
 import pytest
 
 #: For a test that hardly depends on the backend: the first one runs it in every suite, the others
 #: in the thorough run.
 first = pytest.mark.first
+
+#: For a test that builds a `keras.optimizers.MultiOptimizer`, which Keras 3.12 does not have.
+needs_multi_optimizer = pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"), reason="this version of Keras has none"
+)
 
 
 def thorough_but(quick, values):

@@ -9,6 +9,7 @@ from keras import ops
 
 from tensorflow_ranger import RangerOptimizer
 from tensorflow_ranger.batch_size.rescale_for_batch import ScaledSchedule, rescale_for_batch
+from tests.marks import needs_multi_optimizer
 
 ADAM_LIKE = ["Adam", "AdamW", "Nadam", "Adamax", "Lamb"]
 SMALL_STEPS = keras.optimizers.schedules.ExponentialDecay(0.1, decay_steps=10, decay_rate=0.5)
@@ -413,10 +414,9 @@ def test_an_unknown_rule_is_refused(rule):
         rescale_for_batch(keras.optimizers.Adam(), 32, 64, rule)
 
 
+@needs_multi_optimizer
 @pytest.mark.parametrize("rule", ["sqrt", "linear", "half-life"])
 def test_an_optimizer_of_several_is_refused(rule):
-    if not hasattr(keras.optimizers, "MultiOptimizer"):
-        pytest.skip("this version of Keras has none")
     optimizer = keras.optimizers.MultiOptimizer(
         keras.optimizers.OptimizerMap(default_optimizer=keras.optimizers.SGD())
     )

@@ -6,6 +6,7 @@ import pytest
 
 import tensorflow_ranger as ranger
 from tests.driver import Driver
+from tests.marks import needs_multi_optimizer
 from tests.models import data, network
 
 
@@ -66,6 +67,7 @@ def test_a_part_of_a_config_has_the_defaults_for_the_rest():
     assert isinstance(optimizer.inner_optimizer, keras.optimizers.Adam)
 
 
+@needs_multi_optimizer
 def test_a_multi_optimizer_is_saved_in_mid_window(tmp_path):
     model = in_mid_window(ranger.RangerOptimizer(inner=several(".*bias"), accumulation_steps=4))
     model.save(tmp_path / "model.keras")
@@ -81,6 +83,7 @@ def test_a_multi_optimizer_is_saved_in_mid_window(tmp_path):
         np.testing.assert_array_equal(actual, expected)
 
 
+@needs_multi_optimizer
 @pytest.mark.filterwarnings("ignore:Skipping variable loading:UserWarning")  # plain Keras'
 def test_a_multi_optimizer_that_finds_other_paths_says_so(tmp_path):
     # Keras makes a Sequential's variables without its name in their paths while it loads one.
