@@ -67,6 +67,7 @@ class TrainFunction:
         model = self._model
         require_whole_windows(model)
         require_single_update(model.optimizer)
+        self.maker.norms = None  # what a `fit` that failed has left there
         if model.train_function is not None and not force:
             require_same_variables(model, self._variables)
             return
