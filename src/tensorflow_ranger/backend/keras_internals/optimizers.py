@@ -81,7 +81,7 @@ def clipped(optimizer, gradients, variables):
     ``BaseOptimizer._backend_apply_gradients`` calls ``_clip_gradients``. A `MultiOptimizer` gives
     each variable to the optimizer that its ``_optimizer_map`` names, which clips its own ones.
     """
-    if not isinstance(optimizer, keras.optimizers.MultiOptimizer):
+    if not hasattr(optimizer, "_optimizer_map"):  # Keras 3.12 has no such class
         return optimizer._clip_gradients(gradients)
     groups = {}
     for place, variable in enumerate(variables):
