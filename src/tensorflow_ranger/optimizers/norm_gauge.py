@@ -66,7 +66,6 @@ class NormGauge:
             is_open: Whether the window has micro-batches that were not measured: its update is
                 not counted.
         """
-        self.has_seen = False
         self.window.assign(float("nan") if is_open else 0.0)
         self.clear()
 

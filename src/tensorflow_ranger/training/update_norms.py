@@ -44,7 +44,6 @@ class UpdateNorms:
 
     def begin(self):
         """Begin to measure the optimizer that the model is compiled with."""
-        self.has_seen = False
         if self._accumulating is None:
             return
         if self._window is None:
@@ -140,9 +139,6 @@ class UpdateNorms:
     def _in_window(self, gradients, variables):
         """Return the norms of what Keras' own accumulation makes of several gradients."""
         optimizer = self._accumulating
-        if not optimizer.built:
-            with keras.name_scope(self._model.optimizer.name, caller=self._model.optimizer):
-                self._model.optimizer.build(self._model.trainable_variables)
         steps = optimizer.gradient_accumulation_steps
         sums, closes = keras_internals.accumulated(optimizer, variables)
         norm = clipped_norms.norm_of(gradients) / steps
@@ -186,6 +182,9 @@ def gradients_observed(optimizer, observe):
         grads = list(grads)
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
+            if not optimizer.built:  # as Keras does in `apply`
+                with keras.name_scope(optimizer.name, caller=optimizer):
+                    optimizer.build(trainable_variables)
         if grads:
             observe(grads, trainable_variables or keras_internals.trained_variables(optimizer))
         own_apply(grads, trainable_variables, **settings)
