@@ -4,6 +4,7 @@ import warnings
 
 import keras
 
+from tensorflow_ranger.checks.calls import made_as
 from tensorflow_ranger.checks.wrapped_optimizers import chain
 from tensorflow_ranger.training.measured_training import MeasuredTraining
 from tensorflow_ranger.training.model_state import attach, attached, tasks_of
@@ -52,6 +53,7 @@ class GradientNorm(keras.callbacks.Callback):
         >>> history.history["gradient_norm"]
     """
 
+    @made_as("GradientNorm()")
     def set_model(self, model: keras.Model) -> None:
         """Make what the model's steps measure with."""
         super().set_model(model)

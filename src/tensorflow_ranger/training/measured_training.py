@@ -1,6 +1,7 @@
 """A train function of Keras that measures gradients beside training, for the length of a `fit`."""
 
 import functools
+from typing import Any
 
 import keras
 
@@ -20,9 +21,10 @@ class MeasuredTraining:
     """
 
     def __init__(self, model):
-        self._model = model
-        self._norms = self._own_step = self._own_maker = None
-        self._plain = self._measured = None
+        self._model: Any = model
+        self._norms: Any = None
+        self._own_step: Any = None
+        self._own_maker = self._plain = self._measured = None
         self._made_for = None  # the plain function, and the norms, of the measured one
 
     @staticmethod

@@ -10,6 +10,7 @@ from tensorflow_ranger.backend import steps
 from tensorflow_ranger.batch_size.plan import parse_bytes
 from tensorflow_ranger.batch_size.size_policy import WHOLE
 from tensorflow_ranger.checks import arguments
+from tensorflow_ranger.checks.calls import called_as
 from tensorflow_ranger.checks.models import require_model
 from tensorflow_ranger.multitask.tasks import Tasks
 from tensorflow_ranger.training.measured_training import MeasuredTraining
@@ -18,6 +19,7 @@ from tensorflow_ranger.training.model_state import attach, attached, set_tasks, 
 from tensorflow_ranger.training.train_function import TrainFunction
 
 
+@called_as("microbatch(model, 32)")
 def microbatch(
     model: keras.Model,
     size: int | str | None,

@@ -90,7 +90,7 @@ class UpdateNorms:
         return innermost
 
     @property
-    def _accumulating(self):
+    def _accumulating(self) -> Any:
         """The optimizer that makes one update of several calls, or None."""
         return self._updater if self._updater.gradient_accumulation_steps else None
 

@@ -1,5 +1,7 @@
 """GradientNorm in plain fit and with windows: what it logs is the float64 twin's."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ def windows(steps=2, **settings):
     return ranger.RangerOptimizer(inner=sgd, accumulation_steps=steps, **settings)
 
 
-def twin(size, epochs=3, **clip):
+def twin(size, epochs: Any = 3, **clip: Any):
     """Return what the twin logs of batches in micro-batches of `size`."""
     return reference.train(*data(), BATCH, size, RATE, epochs=epochs, **clip)
 
