@@ -373,3 +373,12 @@ def test_a_checkpoint_of_windows_holds_no_norms(tmp_path):
     fit(plain, *data(), PART)
     history = train(plain, epochs=1, batch_size=PART)
     assert_logged(train(loaded, epochs=1, batch_size=PART), history, NAMES)
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras on PyTorch runs one batch per call")
+@pytest.mark.parametrize("make", [lambda: keras.optimizers.SGD(RATE), windows])
+def test_several_batches_of_one_call(make):
+    optimizer = make()
+    size = PART if isinstance(optimizer, ranger.RangerOptimizer) else BATCH
+    model = linear(optimizer, steps_per_execution=2)
+    assert_logged(train(model, batch_size=size), twin(size), NAMES)
