@@ -44,7 +44,8 @@ class GradientNorm(keras.callbacks.Callback):
     into SGD's momentum. The weights are the same without the callback.
 
     Raises:
-        ValueError: In `fit`: the model combines tasks.
+        ValueError: In `fit`: the model combines tasks, or one optimizer of a `MultiOptimizer`
+            accumulates gradients by itself.
 
     Example:
         >>> model.compile(keras.optimizers.Adam(global_clipnorm=1.0), loss="mse")
@@ -91,10 +92,8 @@ class GradientNorm(keras.callbacks.Callback):
             )
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        """Let the model train on without the norms."""
-        if self._batcher is not None:
-            self._batcher.maker.norms = None
-        else:
+        """Let the model train on without the norms; `microbatch` does so by itself."""
+        if self._batcher is None:
             MeasuredTraining.given(self.model).end()
 
 

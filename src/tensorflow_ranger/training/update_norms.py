@@ -91,7 +91,19 @@ class UpdateNorms:
 
     @property
     def _accumulating(self) -> Any:
-        """The optimizer that makes one update of several calls, or None."""
+        """The optimizer that makes one update of several calls, or None.
+
+        Raises:
+            ValueError: It is one of several of a `MultiOptimizer`.
+        """
+        for each in getattr(self._updater, "optimizers", ()):
+            if each.gradient_accumulation_steps:
+                raise ValueError(
+                    "GradientNorm measures updates of the whole model: got a MultiOptimizer with "
+                    f"{type(each).__name__}(gradient_accumulation_steps="
+                    f"{each.gradient_accumulation_steps}). Leave it out, and wrap the "
+                    "MultiOptimizer in RangerOptimizer(inner=..., accumulation_steps=...)."
+                )
         return self._updater if self._updater.gradient_accumulation_steps else None
 
     def _observe(self, gradients, variables):

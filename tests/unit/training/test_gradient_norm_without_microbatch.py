@@ -238,6 +238,17 @@ def test_a_multi_optimizer_clips_what_each_optimizer_has():
     np.testing.assert_allclose(history["clipped_fraction"], 1 - moved / norm, rtol=1e-4)
 
 
+@first
+def test_a_multi_optimizer_that_accumulates_is_refused():
+    if not hasattr(keras.optimizers, "MultiOptimizer"):
+        pytest.skip("this version of Keras has none")
+    optimizer = keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(keras.optimizers.SGD(gradient_accumulation_steps=2))
+    )
+    with pytest.raises(ValueError, match="wrap the MultiOptimizer in RangerOptimizer"):
+        train(linear(optimizer))
+
+
 class WithOwnStep(keras.Model):
     """A model with a training step of its own, which logs a number more."""
 
