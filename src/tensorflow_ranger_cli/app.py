@@ -11,13 +11,14 @@ from tensorflow_ranger_cli.commands.predict import predict
 from tensorflow_ranger_cli.commands.report import report
 from tensorflow_ranger_cli.commands.tasks import tasks
 from tensorflow_ranger_cli.commands.train import train
+from tensorflow_ranger_cli.options import GroupedCommand
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "color": False},
 )
-app.command()(train)
+app.command(cls=GroupedCommand)(train)
 app.command()(tasks)
 app.command()(predict)
 app.command()(plan)

@@ -4,12 +4,40 @@ import math
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
 from tensorflow_ranger_cli import byte_counts, spelling
 from tensorflow_ranger_cli.errors import UsageError
 from tensorflow_ranger_cli.keras_backend import BACKENDS
 
 AUTO = "auto"
+
+# Headings of the options of train.
+BATCH = "Batch and memory"
+OPTIMIZER = "Optimizer"
+TRAINING = "Training"
+RESULTS = "Results"
+OTHERS = "Other options"
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose help has headings: its options' ``rich_help_panel``.
+
+    Typer itself writes headings in the boxes of Rich alone.
+    """
+
+    def format_options(self, ctx, formatter):
+        """Write the arguments, and the options by their headings."""
+        groups = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                is_argument = parameter.param_type_name == "argument"
+                heading = getattr(parameter, "rich_help_panel", None) or OTHERS
+                groups.setdefault("Arguments" if is_argument else heading, []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
 
 def integer(option, minimum, maximum=None, or_else=None):
@@ -74,6 +102,7 @@ Backend = Annotated[
         help=f"Keras backend: {', '.join(BACKENDS)}.",
         metavar="NAME",
         parser=_backend,
+        rich_help_panel=TRAINING,
         show_default="KERAS_BACKEND, else tensorflow",
     ),
 ]
@@ -87,6 +116,7 @@ MemoryLimit = Annotated[
         help="Memory that training may need, such as 4GB.",
         metavar="BYTES",
         parser=_memory_limit,
+        rich_help_panel=BATCH,
         show_default="what the machine has",
     ),
 ]

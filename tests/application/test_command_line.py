@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import re
 import subprocess
 import sys
 import warnings
@@ -158,6 +159,30 @@ def test_help_names_every_option_and_its_default(capsys):
         "runs/digits",
     ):
         assert default in output
+
+
+@pytest.mark.parametrize("name", ["", *commands()])
+def test_help_reads_well_in_80_columns(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*name.split(), "--help"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert len(line) <= 80
+        assert not line.endswith("-"), "a name is broken at its hyphen"
+
+
+def test_the_options_of_train_have_the_headings_of_the_page(capsys):
+    assert main(["train", "--help"]) == 0
+    output = capsys.readouterr().out
+    headings = re.findall(r"(?m)^(\w.*):$", output)
+    expected = ["Batch and memory", "Optimizer", "Training", "Results"]
+    assert headings == ["Arguments", *expected, "Other options"]
+    page = (Path(__file__).resolve().parents[2] / "docs/command_line.md").read_text("utf-8")
+    for heading in expected:
+        below = [text.partition(f"\n{heading}:\n")[2].strip("\n") for text in (output, page)]
+        sections = [text.partition("\n\n")[0] for text in below]
+        helped, told = (re.findall(r"(?m)^(?:  |\| `)(--[a-z-]+)", each) for each in sections)
+        assert helped
+        assert set(helped) == set(told), heading
 
 
 def test_help_does_not_wait_for_keras():

@@ -7,9 +7,10 @@ import numpy as np
 
 from tensorflow_ranger_cli import frameworks
 from tensorflow_ranger_cli.main import main
+from tensorflow_ranger_cli.runs.checkpoint import MEASUREMENTS
 from tensorflow_ranger_cli.tasks.data import reviews
 from tests.application import runs, slices
-from tests.application.pages import facts
+from tests.application.pages import Table, facts, rewrite
 from tests.marks import first
 
 pytestmark = first
@@ -35,6 +36,21 @@ def test_weights_are_those_without_it_and_the_report_tells_what_is_left_out(tmp_
     assert steps == 48 * reviews.WORDS
     assert 0.5 * 48 * words < computed < 0.9 * steps
     assert facts(page, 2)["padding"] == "not trimmed: --trim-padding does"
+    header, *rows = Table(page, "glance").rows
+    assert header[-1] == "padded time steps computed"
+    assert [row[-1] for row in rows] == [f"{computed / steps:.0%}", "100%"]
+    assert main(["report", str(padded), "--output", str(page)]) == 0
+    assert Table(page, "glance").rows[0][-1] == "peak memory"
+
+
+def test_a_run_of_before_the_numbers_were_recorded_has_none(tmp_path):
+    trimmed = tmp_path / "trimmed"
+    assert slices.train("reviews", trimmed, "--epochs", "1", "--trim-padding") == 0
+    rewrite(trimmed, lambda ours: ours[MEASUREMENTS].pop("time_steps"))
+    page = tmp_path / "page.html"
+    assert main(["report", str(trimmed), "--output", str(page)]) == 0
+    assert Table(page, "glance").rows[1][-1] == "-"
+    assert "padded time steps" in facts(page)["padding"]
 
 
 def test_several_devices_are_refused(tmp_path, capsys, monkeypatch):

@@ -141,13 +141,16 @@ CASES = {
     "batch_normalization": Case(lambda: sgd(0.02), normalized, size=2),
     # Replicas have the micro-batches of one process.
     "norms": Case(sgd, classifier, size=4, has_norms=True),
+    "norms_of_windows": Case(windows, classifier, size=4, has_norms=True),
+    # Without clipping, which Keras on TensorFlow does before the sum over the replicas.
+    "plain": Case(lambda: keras.optimizers.SGD(0.1), classifier, size=None, has_norms=True),
     "uneven": Case(sgd, classifier, last=21),
     "contrasting": Case(sgd, contrasting, last=21, has_loss=True),
     "contrasting_even": Case(sgd, contrasting, last=22, has_loss=True),
     "drawing": Case(sgd, drawing, last=21),
     "drawing_even": Case(sgd, drawing, last=22),
     "ranger": Case(lambda: ranger.Ranger(0.02), classifier),
-    "streaming": Case(windows, classifier, size=None),
+    "streaming": Case(windows, classifier, size=None, has_norms=True),
     # One sample is of one replica: all leave its micro-batch out.
     "not_finite": Case(windows, classifier, size=None, poisoned=BATCH + 1),
     # The first epoch ends in the middle of a window.

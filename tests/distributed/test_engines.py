@@ -12,17 +12,17 @@ SCALARS = 64  # bytes an update may send beside its gradients: masses, losses an
 # What an engine trains in every suite, and what in the thorough run alone. Each makes a run of its
 # own. Keras' own train step fails under several TensorFlow workers.
 QUICK = ["masks", "batch_normalization", "contrasting", "drawing", "streaming", "norms"]
-OTHERS = ["uneven", "ranger", "not_finite"]
+OTHERS = ["uneven", "ranger", "not_finite", "norms_of_windows"]
 ENGINES = {
     "tensorflow": {
-        "tensorflow_mirrored": (QUICK, OTHERS),
+        "tensorflow_mirrored": ([*QUICK, "plain"], OTHERS),
         "tensorflow_workers": (
             ["masks"],
             ["batch_normalization", "contrasting", "drawing", "ranger"],
         ),
     },
     "jax": {
-        "jax_data_parallel": (QUICK, OTHERS),
+        "jax_data_parallel": (QUICK, [*OTHERS, "plain"]),
         # Keras gives each process as many samples.
         "jax_processes": (["masks", "contrasting_even", "drawing_even"], ["batch_normalization"]),
         "jax_model_parallel": ([], ["masks", "streaming"]),
@@ -100,9 +100,14 @@ def test_history_is_that_of_the_whole_batch(results, alone, engine, name):
     if engine == "torch_processes" and cases.CASES[name].size is None:
         # Keras' own step knows the metrics of its process alone: here, of half the samples.
         histories = [{key: np.mean([h[key] for h in histories], 0) for key in histories[0]}]
+    # What Keras' own step is given there is a micro-batch of each replica's.
+    has_other_parts = cases.CASES[name].size is None and not engine.startswith("jax")
     for history in histories:
         for key, values in alone(name)["history"].items():
-            np.testing.assert_allclose(history[key], values, rtol=1e-4, atol=1e-6)
+            if key == "microbatch_gradient_norm" and has_other_parts:
+                assert (np.array(history[key]) > np.array(values)).all()
+            else:
+                np.testing.assert_allclose(history[key], values, rtol=1e-4, atol=1e-6)
 
 
 # On JAX, XLA sums in Keras' own step before the optimizer sees a gradient.

@@ -283,6 +283,51 @@ MISTAKES = {
         TypeError,
         "keras.optimizers.Adam(1e-3)",
     ),
+    "callback as a class": (
+        lambda: fit(microbatch(compiled(), 16), callbacks=[callbacks.NoiseScale]),
+        TypeError,
+        "got the class NoiseScale. Write NoiseScale()",
+    ),
+    "callback as a class, without microbatch": (
+        lambda: fit(compiled(), callbacks=[callbacks.GradientNorm]),
+        TypeError,
+        "got the class GradientNorm. Write GradientNorm()",
+    ),
+    "schedule as a class": (
+        lambda: fit(compiled(Optimizer()), callbacks=[ranger.AccumulationSchedule]),
+        TypeError,
+        "got the class AccumulationSchedule. Write AccumulationSchedule({0: 1, 1000: 4})",
+    ),
+    "verify as fit": (
+        lambda: verify(compiled(), X, Y, 16),
+        TypeError,
+        "got 4 arguments. Call it as verify(model, (x, y), 16)",
+    ),
+    "Keras' name of the batch for verify": (
+        lambda: verify(compiled(), (X, Y), batch_size=16),
+        TypeError,
+        "has no argument 'batch_size'. Did you mean size?",
+    ),
+    "another name of the size": (
+        lambda: microbatch(compiled(), micro_batch_size=16),
+        TypeError,
+        "has no argument 'micro_batch_size'. Did you mean size? Call it as microbatch(model, 32)",
+    ),
+    "Keras' name of the batch": (
+        lambda: microbatch(compiled(), batch_size=16),
+        TypeError,
+        "Did you mean size?",
+    ),
+    "misspelt memory_limit": (
+        lambda: microbatch(compiled(), "auto", mem_limit="4GB"),
+        TypeError,
+        "Did you mean memory_limit?",
+    ),
+    "one size for check_exact": (
+        lambda: ranger.testing.check_exact(compiled(), (X, Y), size=16),
+        TypeError,
+        "Did you mean sizes?",
+    ),
     "verify before compile": (
         lambda: verify(uncompiled(), (X, Y), 16),
         ValueError,
@@ -376,23 +421,13 @@ def fit_loss_of_no_output():
 
 # Python's and Keras' own errors do not name the remedy: the page does.
 ERRORS_OF_OTHERS = {
-    "callback as a class": (
-        lambda: fit(microbatch(compiled(), 16), callbacks=[callbacks.NoiseScale]),
-        TypeError,
-        "set_model() missing 1 required positional argument: 'model'",
-    ),
     "microbatch before compile": (
         lambda: fit(microbatch(uncompiled(), 16)),
         ValueError,
         "You must call `compile()` before using the model",
     ),
-    "verify as fit": (
-        lambda: verify(compiled(), X, Y, 16),
-        TypeError,
-        "verify() takes 3 positional arguments but 4 were given",
-    ),
     "misspelt keyword": (
-        lambda: microbatch(compiled(), micro_batch_size=16),
+        lambda: multitask(compiled(), combination="pcgrad"),
         TypeError,
         "got an unexpected keyword argument",
     ),

@@ -89,6 +89,7 @@ def test_names_of_ranger_optimizer():
         "inner_optimizer",
         "lookahead",
         "measure_noise",
+        "measure_norms",
         "noise_scale",
         "optimizers",
         "pending_micro_batches",

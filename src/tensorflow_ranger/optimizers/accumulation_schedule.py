@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from tensorflow_ranger.checks import arguments
+from tensorflow_ranger.checks.calls import made_as
 from tensorflow_ranger.checks.wrapped_optimizers import chain
 
 
@@ -68,6 +69,7 @@ class AccumulationSchedule(keras.callbacks.Callback):
             steps = ops.where(updates >= start, count, steps)
         return steps
 
+    @made_as("AccumulationSchedule({0: 1, 1000: 4})")
     def set_model(self, model: keras.Model) -> None:
         """Give the schedule to the model's optimizer."""
         super().set_model(model)

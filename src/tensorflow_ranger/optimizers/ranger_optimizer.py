@@ -16,11 +16,12 @@ from tensorflow_ranger.distribution.reduction import require_replicas
 from tensorflow_ranger.optimizers import inner as inner_optimizers
 from tensorflow_ranger.optimizers.accumulation_schedule import AccumulationSchedule
 from tensorflow_ranger.optimizers.gradient_shaping import GradientShaping
-from tensorflow_ranger.optimizers.noise_gauge import NoiseGauge
+from tensorflow_ranger.optimizers.norm_gauge import NormGauge
 from tensorflow_ranger.optimizers.open_windows import TrainedVariables, others
 from tensorflow_ranger.optimizers.saved import SavedOptimizer
 from tensorflow_ranger.optimizers.slots import add_accumulator, array_of, whole_number
 from tensorflow_ranger.optimizers.slow_weights import SlowWeights
+from tensorflow_ranger.optimizers.window_gauges import WindowGauges
 from tensorflow_ranger.optimizers.window_length import WindowLength
 from tensorflow_ranger.rules.clipping import AdaptiveGradientClipping
 from tensorflow_ranger.rules.lookahead import Lookahead
@@ -116,7 +117,9 @@ class RangerOptimizer(SavedOptimizer):
         self.skip_nonfinite = skip_nonfinite
         self.accumulator_dtype = arguments.accumulator_dtype(accumulator_dtype)
         self._steps = WindowLength(accumulation_steps, max_accumulation_steps, self._add_state)
-        self._gauge = NoiseGauge(self._add_state) if self._steps.follows_noise else None
+        self._gauges = WindowGauges(self._add_state)
+        if self._steps.follows_noise:
+            self._gauges.measure_noise(is_open=False)
         self.lookahead = arguments.lookahead(lookahead)
         self.adaptive_clipping = arguments.adaptive_clipping(adaptive_clipping)
         self.centralize = bool(centralize)
@@ -144,7 +147,8 @@ class RangerOptimizer(SavedOptimizer):
     @property
     def noise_scale(self) -> NoiseEstimate | None:
         """The `NoiseEstimate` of the windows so far, in units of mass; None if there is none."""
-        return None if self._gauge is None else NoiseEstimate.of(array_of(self._gauge.averages))
+        gauge = self._gauges.noise
+        return None if gauge is None else NoiseEstimate.of(array_of(gauge.averages))
 
     @property
     def pending_micro_batches(self) -> int:
@@ -164,13 +168,11 @@ class RangerOptimizer(SavedOptimizer):
         Args:
             memory: Integer >= 1; windows that the averages reach back.
         """
-        before = None if self._gauge is None else self._gauge.memory
-        if self._gauge is None:
-            self._gauge = NoiseGauge(self._add_state)
-            if self.pending_micro_batches:
-                self._gauge.miss_window()
-        self._gauge.memory = memory
-        return memory != before
+        return self._gauges.measure_noise(self.pending_micro_batches > 0, memory)
+
+    def measure_norms(self) -> NormGauge:
+        """Return the gauge with which `GradientNorm` measures windows and micro-batches."""
+        return self._gauges.measure_norms(self.inner_optimizer)
 
     def follow(self, schedule: AccumulationSchedule) -> bool:
         """Take the length of windows from an `AccumulationSchedule`; return whether that is new.
@@ -225,8 +227,7 @@ class RangerOptimizer(SavedOptimizer):
             held = mass if self._share == 1.0 else mass * self._share
             scale = self._loss_scale(weighted)
             added = self._window.add(gradients, held, scale, self.skip_nonfinite, self._agreed)
-            if self._gauge is not None:
-                self._gauge.add(gradients, held, self._share, scale, added)
+            self._gauges.add(gradients, held, self._share, scale, added)
             replicas.run_if(
                 ops.greater_equal(self._window.micro_batches, self._steps.variable),
                 lambda: self._close_window(present),
@@ -269,9 +270,8 @@ class RangerOptimizer(SavedOptimizer):
 
     @property
     def _updated_variables(self):
-        own = list(self._window.variables)
-        for part in (self._slow, self._gauge):
-            own += [] if part is None else part.variables
+        own = [*self._window.variables, *self._gauges.variables]
+        own += [] if self._slow is None else self._slow.variables
         if not self._steps.is_fixed:
             own.append(self._steps.variable)
         return [*self._trained_variables, *own, *self.inner_optimizer.variables]
@@ -280,7 +280,7 @@ class RangerOptimizer(SavedOptimizer):
         return self.add_variable(shape=shape, dtype=dtype, aggregation="none", name=name)
 
     def _close_window(self, present):
-        self._merge(self._window, () if self._gauge is None else self._gauge.shares)
+        self._merge(self._window, self._gauges.shares)
         seen = arrays.static_value(self._window.has_gradient.value)
         if seen is not None:
             self._update(list(seen))
@@ -296,8 +296,8 @@ class RangerOptimizer(SavedOptimizer):
 
     def _update(self, present):
         means = self._window.mean(self.reduction, self._share)
-        if self._gauge is not None:
-            self._gauge.close(means, self._window.mass.value, self._share, self.reduction == "sum")
+        window = self._window.mass.value, self._share, self.reduction == "sum"
+        self._gauges.close_noise(means, *window)
         # A layer frozen in mid-window stays as it is, and what it had in the window is forgotten.
         pairs = [
             (mean if given else None, variable)
@@ -306,15 +306,15 @@ class RangerOptimizer(SavedOptimizer):
         ]
         if any(gradient is not None for gradient, _ in pairs):
             gradients, variables = zip(*pairs, strict=True)
-            gradients = self._shaping.shaped(gradients, variables)
+            shaped = self._shaping.shaped(gradients, variables)
+            self._gauges.close_norms(gradients, shaped, variables, *window)
             # The window's sums are those of all replicas.
             with replicas.skip_reduction(self.inner_optimizer):
-                self.inner_optimizer.apply(gradients, variables)
+                self.inner_optimizer.apply(shaped, variables)
             if self._slow is not None:
                 self._slow.follow(self.iterations.value, variables)
         self._window.reset()
-        averages = None if self._gauge is None else self._gauge.averages.value
-        self._steps.advance(self.iterations.value, averages)
+        self._steps.advance(self.iterations.value, self._gauges.averages)
 
     def _close_rest(self):
         # After a step that failed, Keras on JAX has no values to go on with, and the error to show.

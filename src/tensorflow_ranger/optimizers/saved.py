@@ -18,7 +18,7 @@ class SavedOptimizer(ReplicatedOptimizer):
 
     _steps: Any
     _window: Any
-    _gauge: Any
+    _gauges: Any
     _slow: Any
 
     def get_config(self):
@@ -86,16 +86,16 @@ class SavedOptimizer(ReplicatedOptimizer):
         if names == inner_names:
             if self.built:
                 self._window.reset()
-            if self._gauge is not None:
-                self._gauge.reset()
+            if self._gauges.noise is not None:
+                self._gauges.noise.reset()
             if self._slow is not None:
                 self._slow.reset(self._trained_variables)
             return
         if "noise_averages" in names:
-            if self._gauge is None:
+            if self._gauges.noise is None:
                 self.measure_noise()
-        elif self._gauge is not None:
-            self._gauge.miss_window()
+        elif self._gauges.noise is not None:
+            self._gauges.noise.miss_window()
         window_state.load(store, self._window_state(names), self.name)
         self._reported_skips = self.skipped_micro_batches
 
@@ -118,8 +118,8 @@ class SavedOptimizer(ReplicatedOptimizer):
         state = {"accumulation_steps": self._steps.variable}
         if self.built:
             state.update(self._window.state)
-            if self._gauge is not None and "noise_averages" in names:
-                state.update(self._gauge.state)
+            if self._gauges.noise is not None and "noise_averages" in names:
+                state.update(self._gauges.noise.state)
         if self._slow is not None:
             state.update({f"slow_{i}": slow for i, slow in enumerate(self._slow.variables)})
         return state

@@ -9,7 +9,18 @@ SIZE = 5  # updates, and the sums of the four numbers of an update
 _ROUNDING = 1e-5
 
 
-def added(sums, norm, micro_batch_norm, clipped_norm):
+def remaining(norm, clipped_norm):
+    """Return the fraction of a gradient's norm that clipping leaves, 1 where it leaves all.
+
+    Args:
+        norm: Scalar, float32; norm of the gradient that is clipped.
+        clipped_norm: Scalar, float32; its norm after clipping.
+    """
+    is_clipped = clipped_norm < norm * (1 - _ROUNDING)
+    return ops.where(is_clipped, clipped_norm / ops.where(is_clipped, norm, 1.0), 1.0)
+
+
+def added(sums, norm, micro_batch_norm, left):
     """Return the sums after one more update.
 
     An update whose gradient holds an infinity or a NaN leaves them as they are.
@@ -18,16 +29,14 @@ def added(sums, norm, micro_batch_norm, clipped_norm):
         sums: Tensor of shape ``(SIZE,)``, float32. Zeros before the first update.
         norm: Scalar, float32; norm of the update's gradient.
         micro_batch_norm: Scalar, float32; mean norm of the gradients of its micro-batches.
-        clipped_norm: Scalar, float32; norm of the update's gradient after clipping.
+        left: Scalar, float32; what `remaining` returned.
 
     Returns:
         Tensor of shape ``(SIZE,)``.
     """
-    is_clipped = clipped_norm < norm * (1 - _ROUNDING)
-    removed = ops.where(is_clipped, 1 - clipped_norm / ops.where(is_clipped, norm, 1.0), 0.0)
     is_finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(micro_batch_norm))
     update = ops.stack(
-        [ops.ones_like(norm), norm, micro_batch_norm, ops.cast(is_clipped, "float32"), removed]
+        [ops.ones_like(norm), norm, micro_batch_norm, ops.cast(left < 1, "float32"), 1 - left]
     )
     return ops.where(is_finite, sums + update, sums)
 

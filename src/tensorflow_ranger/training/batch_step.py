@@ -1,5 +1,6 @@
 """The phases of one batch: each micro-batch's part of its loss, and what they make together."""
 
+import contextlib
 import warnings
 
 import keras
@@ -16,9 +17,7 @@ from tensorflow_ranger.backend import (
 from tensorflow_ranger.backend.batches import rows_of
 from tensorflow_ranger.backend.phases import LoopState
 from tensorflow_ranger.batch_size import noise_scale
-from tensorflow_ranger.checks.wrapped_optimizers import chain
 from tensorflow_ranger.distribution.batch_state import first_places, merged
-from tensorflow_ranger.rules import gradient_norms
 from tensorflow_ranger.training.compiled_losses import copies
 from tensorflow_ranger.training.metrics_of_batch import (
     joined,
@@ -50,7 +49,7 @@ class BatchStep(TwoPasses):
         loss: "shares", "whole", or None to decide: see `microbatch`.
         padding: `Padding` that cuts the batches, or None.
         rematerialization: `Rematerialization` of the model, or None.
-        norms: `StepStatistics` that `finish` adds the norms of gradients to, and logs, or None.
+        norms: `UpdateNorms` or `NormGauge` that `finish` lets measure gradients, and logs, or None.
         head: `ChunkedHead` of the model, or None.
     """
 
@@ -254,10 +253,9 @@ class BatchStep(TwoPasses):
         sums = [s if has else None for s, has in zip(sums, self.has_gradient, strict=True)]
         if self.noise is not None:
             self._observe_noise(sums, state)
-        if self.norms is not None:
-            self._observe_norms(sums, state)
         if self.weights:
-            self.accumulator.close(sums)
+            with self._norms_observed(sums, state):
+                self.accumulator.close(sums)
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
         if self.has_own_metrics:
@@ -266,9 +264,7 @@ class BatchStep(TwoPasses):
 
     def logs(self, results):
         """Return what a batch logs: the metrics' `results`, and the norms of gradients if any."""
-        if self.norms is None:
-            return results
-        return {**results, **gradient_norms.logs(self.norms.values.value, self._clips)}
+        return results if self.norms is None else {**results, **self.norms.logs()}
 
     def _track(self, loss, losses, samples, rows):
         keras_internals.track_loss(self.model, loss, samples)
@@ -304,25 +300,11 @@ class BatchStep(TwoPasses):
             )
         )
 
-    @property
-    def _clips(self):
-        return any((self._updater.clipnorm, self._updater.global_clipnorm, self._updater.clipvalue))
-
-    @property
-    def _updater(self):
-        *_, innermost = chain(self.model.optimizer)
-        return innermost
-
-    def _observe_norms(self, sums, state):
-        assert self.norms is not None
+    def _norms_observed(self, sums, state):
+        """Return a context in which the optimizer is given `sums`, and their norms are measured."""
+        if self.norms is None:
+            return contextlib.nullcontext()
         _, scale = self.begin()
-        unscaled = 1.0 if scale is None else 1.0 / ops.cast(scale, "float32")
-        gradients = [each for each in sums if each is not None]
-        clipped_norm = norm = ops.sqrt(arrays.squared_norm(gradients)) * unscaled
-        if self._clips:
-            gradients = [ops.multiply(ops.cast(each, "float32"), unscaled) for each in gradients]
-            clipped = keras_internals.clipped(self._updater, gradients)
-            clipped_norm = ops.sqrt(arrays.squared_norm(clipped))
-        norms = self.norms.values
-        micro_batch_norm = ops.cast(state.norms[0], "float32") * unscaled
-        norms.assign(gradient_norms.added(norms.value, norm, micro_batch_norm, clipped_norm))
+        norm = ops.cast(state.norms[0], "float32")
+        norm = norm if scale is None else norm / ops.cast(scale, "float32")
+        return self.norms.during_update(sums, norm)

@@ -1,21 +1,22 @@
 """GradientNorm: how long the gradients of updates and micro-batches are, and what clipping does."""
 
+import warnings
+
 import keras
 
-from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.checks.calls import made_as
 from tensorflow_ranger.checks.wrapped_optimizers import chain
-from tensorflow_ranger.rules import gradient_norms
+from tensorflow_ranger.training.measured_training import MeasuredTraining
 from tensorflow_ranger.training.model_state import attach, attached, tasks_of
-from tensorflow_ranger.training.step_statistics import StepStatistics
-from tensorflow_ranger.training.task_losses import window_of
 from tensorflow_ranger.training.train_function import TrainFunction
+from tensorflow_ranger.training.update_norms import UpdateNorms
 
 
 class GradientNorm(keras.callbacks.Callback):
     """Logs the norm of each update's gradient, of its micro-batches', and what clipping removes.
 
-    The model trains with `microbatch`. Its logs, and with them the progress bar, `History` and
-    TensorBoard, get these means over the epoch's updates so far, as Keras' metrics are:
+    Its logs, and with them the progress bar, `History` and TensorBoard, get these means over the
+    epoch's updates so far, as Keras' metrics are:
 
     - ``"gradient_norm"``: the Euclidean norm over all weights of the gradient that the optimizer is
       given, before it clips;
@@ -27,18 +28,24 @@ class GradientNorm(keras.callbacks.Callback):
       ``1 - norm(clipped) / norm``, zero where it removed nothing.
 
     The last two are there if the optimizer has ``clipnorm``, ``global_clipnorm`` or ``clipvalue``.
+
+    In plain `fit` a batch is one micro-batch. With a `RangerOptimizer`, or an optimizer of Keras
+    with ``gradient_accumulation_steps``, the update is that of the window, and its micro-batches
+    are all of the window's; a window that only the end of `fit` closes is not counted. `centralize`
+    and `adaptive_clipping` of a `RangerOptimizer` come after ``"gradient_norm"`` and before what
+    the last two compare.
+
     With mixed precision the norms are those of the gradient without the loss' scale. An update
     whose gradient holds an infinity or a NaN is not counted; if none is, the means are NaN. Over
     several replicas the gradient is the one they have summed, and a micro-batch is that of a
-    replica.
+    replica. In plain `fit` under `tf.distribute` they sum gradients once more for it.
 
     Each micro-batch costs one more pass over its gradient, and `microbatch` sums into a buffer, not
     into SGD's momentum. The weights are the same without the callback.
 
     Raises:
-        ValueError: In `fit`: the model trains without `microbatch` or combines tasks, or its
-            optimizer is a `RangerOptimizer` that makes one update of several batches or changes
-            gradients before they are clipped.
+        ValueError: In `fit`: the model combines tasks, or one optimizer of a `MultiOptimizer`
+            accumulates gradients by itself.
 
     Example:
         >>> model.compile(keras.optimizers.Adam(global_clipnorm=1.0), loss="mse")
@@ -47,59 +54,61 @@ class GradientNorm(keras.callbacks.Callback):
         >>> history.history["gradient_norm"]
     """
 
+    @made_as("GradientNorm()")
     def set_model(self, model: keras.Model) -> None:
-        """Make the model's steps measure."""
+        """Make what the model's steps measure with."""
         super().set_model(model)
-        batcher = TrainFunction.of(model)
-        if batcher is None:
-            raise ValueError(
-                "GradientNorm reads the gradients of microbatch: got a model that trains without "
-                "it. Call microbatch(model, size) before fit; a size as large as the batch makes "
-                "one micro-batch of it."
-            )
         if tasks_of(model) is not None:
             raise ValueError(
                 "GradientNorm measures one gradient: got a model with one per task. TaskConflicts "
                 "compares those."
             )
-        for optimizer in chain(model.optimizer):
-            _require_own_update(optimizer)
-        self._statistics = attached(model, _NAME)
-        if self._statistics is None:
-            self._statistics = StepStatistics("gradient_norms", gradient_norms.SIZE)
-            attach(model, _NAME, self._statistics)
-            keras_internals.add_metric(model, self._statistics)
-            model.train_function = None  # a compiled one does not carry it
-        self._batcher = batcher
+        self._batcher = TrainFunction.of(model)
+        variables = len(model.metrics_variables), len(model.optimizer.variables)
+        self._norms = _norms_of(model)
+        if variables != (len(model.metrics_variables), len(model.optimizer.variables)):
+            model.train_function = None  # a compiled one does not carry the new ones
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Let the steps log the norms."""
-        self._batcher.maker.norms = self._statistics
+        """Let the steps measure."""
+        if self._batcher is not None:
+            self._batcher.maker.norms = self._norms
+        else:
+            MeasuredTraining.given(self.model).begin(self._norms)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Begin to count anew."""
-        self._statistics.clear()
+        self._norms.clear()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Warn if another optimizer trains the model."""
+        if self._batcher is None and not self._norms.has_seen and self.model.trainable_variables:
+            warnings.warn(
+                "GradientNorm has no gradient to measure: "
+                f"{type(self.model).__name__}.train_step has not called "
+                f"{type(self.model.optimizer).__name__}, the model's optimizer. Update with "
+                "self.optimizer, which compile sets.",
+                stacklevel=2,
+            )
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        """Let the model train on without the norms."""
-        self._batcher.maker.norms = None
+        """Let the model train on without the norms; `microbatch` does so by itself."""
+        if self._batcher is None:
+            MeasuredTraining.given(self.model).end()
 
 
 _NAME = "gradient_norms"
 
 
-def _require_own_update(optimizer):
-    window = window_of(optimizer)
-    if window != 1:
-        raise ValueError(
-            "GradientNorm measures the update of each batch: got "
-            f"{type(optimizer).__name__} with windows of {window} batches. Give fit the batch_size "
-            "of a whole window, and use windows of 1."
-        )
-    changes = [n for n in ("adaptive_clipping", "centralize") if getattr(optimizer, n, None)]
-    if changes and hasattr(optimizer, "inner_optimizer"):
-        raise ValueError(
-            "GradientNorm measures the gradient that an optimizer clips: got "
-            f"{type(optimizer).__name__} with {' and '.join(changes)}, which changes it before. "
-            "Leave one out."
-        )
+def _norms_of(model):
+    """Return what measures the gradients of the optimizer of `model`, ready to begin."""
+    for optimizer in chain(model.optimizer):
+        if hasattr(optimizer, "measure_norms"):
+            norms = optimizer.measure_norms()
+            norms.begin(is_open=optimizer.pending_micro_batches > 0)
+            return norms
+    if attached(model, _NAME) is None:
+        attach(model, _NAME, UpdateNorms(model))
+    norms = attached(model, _NAME)
+    norms.begin()
+    return norms

@@ -10,13 +10,16 @@ from tensorflow_ranger.backend import steps
 from tensorflow_ranger.batch_size.plan import parse_bytes
 from tensorflow_ranger.batch_size.size_policy import WHOLE
 from tensorflow_ranger.checks import arguments
+from tensorflow_ranger.checks.calls import called_as
 from tensorflow_ranger.checks.models import require_model
 from tensorflow_ranger.multitask.tasks import Tasks
+from tensorflow_ranger.training.measured_training import MeasuredTraining
 from tensorflow_ranger.training.model_copies import copy_overrides
-from tensorflow_ranger.training.model_state import attach, set_tasks, tasks_of
+from tensorflow_ranger.training.model_state import attach, attached, set_tasks, tasks_of
 from tensorflow_ranger.training.train_function import TrainFunction
 
 
+@called_as("microbatch(model, 32)")
 def microbatch(
     model: keras.Model,
     size: int | str | None,
@@ -165,7 +168,7 @@ def check_trainable(model, function):
 def overridden_step(model):
     """Return the method of Keras' training step that `model` has one of its own for, or None."""
     for name in ("train_step", "make_train_function"):
-        is_ours = name in vars(model) and TrainFunction.of(model) is not None
+        is_ours = TrainFunction.of(model) is not None or MeasuredTraining.of(model) is not None
         if name in vars(model) and not (name == "make_train_function" and is_ours):
             return name
         if not getattr(type(model), name).__module__.startswith("keras."):
@@ -200,7 +203,7 @@ def _reinstalled(size, options, tasks, model):
 
 
 def _uninstall(model):
-    if "make_train_function" in vars(model):
+    if attached(model, "microbatch") is not None:
         overrides = (*steps.trainer_overrides(model), *copy_overrides(model, None))
         for name in ("make_train_function", "microbatch_plan", *overrides):
             del vars(model)[name]

@@ -8,6 +8,7 @@ from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.batch_size import noise_scale
 from tensorflow_ranger.batch_size.noise_scale import NoiseEstimate
 from tensorflow_ranger.checks import arguments
+from tensorflow_ranger.checks.calls import made_as
 from tensorflow_ranger.checks.wrapped_optimizers import chain
 from tensorflow_ranger.training.train_function import TrainFunction
 
@@ -111,6 +112,7 @@ class NoiseScale(keras.callbacks.Callback):
         elif values is not None:
             self._statistics.values.assign(values)
 
+    @made_as("NoiseScale()")
     def set_model(self, model: keras.Model) -> None:
         """Make the model's steps measure."""
         super().set_model(model)

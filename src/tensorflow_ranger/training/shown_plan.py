@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from typing import Any
 
 _logger = logging.getLogger("tensorflow_ranger")
 
@@ -15,7 +16,7 @@ class ShownPlan:
 
     def __init__(self, model):
         self._model = model
-        self._notes: dict[str, str] = {}
+        self._notes: dict[str, Any] = {}
         self._shown = None
         self._is_first_batch = True
 
@@ -52,6 +53,7 @@ class ShownPlan:
         if padding is None or "padding" in self._notes:
             return
         padded, computed = padding.cells_of(data, size)
+        self._note("time_steps", (computed, padded))
         self._note(
             "padding",
             f"{computed} of the first batch's {padded} padded time steps are computed "
@@ -72,9 +74,9 @@ class ShownPlan:
         if text != self._notes.get("head"):
             self._note("head", text)
 
-    def _note(self, name, text):
+    def _note(self, name, value):
         plan = self._shown
-        self._notes[name] = text
+        self._notes[name] = value
         self._shown = None
         if plan is not None:
             self.show(plan)

@@ -8,6 +8,7 @@ from tensorflow_ranger.backend import arrays, keras_internals, replicas, steps
 from tensorflow_ranger.batch_size import noise_scale
 from tensorflow_ranger.checks import arguments
 from tensorflow_ranger.multitask.task_buffer import TaskBuffer
+from tensorflow_ranger.optimizers.norm_gauge import NormGauge
 from tensorflow_ranger.training.batch_step import BatchStep
 from tensorflow_ranger.training.chunked_head.choice import HeadChoice
 from tensorflow_ranger.training.model_state import tasks_of
@@ -15,6 +16,7 @@ from tensorflow_ranger.training.padding import Padding
 from tensorflow_ranger.training.rematerialization.choice import RematerializationChoice
 from tensorflow_ranger.training.step_statistics import StepStatistics
 from tensorflow_ranger.training.task_losses import resolved_tasks
+from tensorflow_ranger.training.update_norms import UpdateNorms
 
 
 class StepMaker:
@@ -57,7 +59,7 @@ class StepMaker:
         self._heads = HeadChoice(model, loss, padding, head_chunks)
         self._options = {"rematerialize": rematerialize, "head_chunks": head_chunks}
         self.noise: StepStatistics | None = None
-        self.norms: StepStatistics | None = None
+        self.norms: UpdateNorms | NormGauge | None = None
         self.made = {}  #: By kind of batch: pairs of a `BatchStep` and the step that runs it.
 
     @property

@@ -5,6 +5,7 @@ import itertools
 import keras
 
 from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.checks.calls import made_as
 from tensorflow_ranger.multitask import conflicts
 from tensorflow_ranger.training.model_state import tasks_of
 from tensorflow_ranger.training.task_losses import resolved_tasks
@@ -32,6 +33,7 @@ class TaskConflicts(keras.callbacks.Callback):
         >>> history.history["conflict_domain_score"]
     """
 
+    @made_as("TaskConflicts()")
     def set_model(self, model: keras.Model) -> None:
         """Make the model's steps observe the gradients."""
         super().set_model(model)

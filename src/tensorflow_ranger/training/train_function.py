@@ -67,6 +67,7 @@ class TrainFunction:
         model = self._model
         require_whole_windows(model)
         require_single_update(model.optimizer)
+        self.maker.norms = None  # those of another `fit`: GradientNorm sets them after this
         if model.train_function is not None and not force:
             require_same_variables(model, self._variables)
             return

@@ -21,9 +21,9 @@ def predict(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE...",
-            help="What to use the model on: an image of a digit (digits, mnist), a text file or a "
-            "text in quotes (reviews, reviews-multitask, and brown, which continues it).",
+            metavar="FILE",
+            help="What to use the model on: an image of a digit (digits, mnist), or a text, in "
+            "a file or in quotes (reviews, reviews-multitask, and brown, which continues it).",
         ),
     ],
     backend: options.Backend = None,

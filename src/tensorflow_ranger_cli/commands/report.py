@@ -15,7 +15,7 @@ BEGINS = "<!doctype html>"
 
 
 def report(
-    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Runs to show.")],
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR", help="Runs to show.")],
     output: Annotated[
         Path | None,
         typer.Option(

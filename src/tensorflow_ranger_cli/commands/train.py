@@ -32,40 +32,6 @@ def train(
             autocompletion=options.completion(registry.names()),
         ),
     ] = Settings.task,
-    optimizer: Annotated[
-        str,
-        typer.Option(
-            help="What makes the updates: sgd (with momentum), adamw (Adam, weight decay apart), "
-            "radam (Adam with a rectified start), ranger (radam, Lookahead, centralized "
-            "gradients), ranger21 (ranger on adamw, with clipping, normalization and a learning "
-            "rate that rises and falls), or another by its Keras name: adam, lion, ...",
-            metavar="NAME",
-            autocompletion=options.completion(OPTIMIZERS),
-            show_default=OF_TASK.format("sgd"),
-        ),
-    ] = Settings.optimizer,
-    lookahead: Annotated[
-        bool,
-        typer.Option(
-            "--lookahead",
-            help="Every 5 updates, put the weights halfway back to where they were.",
-        ),
-    ] = Settings.lookahead,
-    centralize: Annotated[
-        bool,
-        typer.Option(
-            "--centralize",
-            help="Subtract from the gradient of each unit its mean over the unit's inputs.",
-        ),
-    ] = Settings.centralize,
-    accumulation_steps: Annotated[
-        int,
-        typer.Option(
-            help="Micro-batches per update.",
-            metavar="K",
-            parser=options.integer("--accumulation-steps", 1),
-        ),
-    ] = Settings.accumulation_steps,
     batch_size: Annotated[
         int,
         typer.Option(
@@ -73,6 +39,7 @@ def train(
             metavar="N",
             parser=options.integer("--batch-size", 1),
             show_default=OF_TASK.format(Settings.batch_size),
+            rich_help_panel=options.BATCH,
         ),
     ] = Settings.batch_size,
     microbatch: Annotated[
@@ -83,8 +50,18 @@ def train(
             metavar="SIZE",
             parser=options.integer("--microbatch", 1, or_else=options.AUTO),
             show_default=OF_TASK.format("each batch is a micro-batch"),
+            rich_help_panel=options.BATCH,
         ),
     ] = None,
+    accumulation_steps: Annotated[
+        int,
+        typer.Option(
+            help="Micro-batches per update.",
+            metavar="K",
+            parser=options.integer("--accumulation-steps", 1),
+            rich_help_panel=options.BATCH,
+        ),
+    ] = Settings.accumulation_steps,
     memory_limit: options.MemoryLimit = Settings.memory_limit,
     trim_padding: Annotated[
         bool,
@@ -92,17 +69,31 @@ def train(
             "--trim-padding",
             help="Trim each micro-batch of padded samples, such as texts, to its longest one. The "
             "report tells how much padding that leaves out.",
+            rich_help_panel=options.BATCH,
         ),
     ] = Settings.trim_padding,
-    epochs: Annotated[
-        int,
+    noise_scale: Annotated[
+        bool,
         typer.Option(
-            help="Passes over the samples, counted from the beginning.",
-            metavar="N",
-            parser=options.integer("--epochs", 1),
-            show_default=OF_TASK.format(Settings.epochs),
+            "--noise-scale",
+            help="Measure how large a batch the task can use, epoch by epoch, for the history and "
+            "for tensorflow-ranger report.",
+            rich_help_panel=options.BATCH,
         ),
-    ] = Settings.epochs,
+    ] = Settings.noise_scale,
+    optimizer: Annotated[
+        str,
+        typer.Option(
+            help="What makes the updates: sgd (with momentum), adamw (Adam, weight decay apart), "
+            "radam (Adam with a rectified start), ranger (radam, Lookahead, centralized "
+            "gradients), ranger21 (ranger on adamw, with clipping, normalization and a learning "
+            "rate that rises and falls), or another by its Keras name: adam, lion, ...",
+            metavar="NAME",
+            autocompletion=options.completion(OPTIMIZERS),
+            show_default=OF_TASK.format("sgd"),
+            rich_help_panel=options.OPTIMIZER,
+        ),
+    ] = Settings.optimizer,
     learning_rate: Annotated[
         float | None,
         typer.Option(
@@ -112,31 +103,52 @@ def train(
             show_default="TASK's; with another optimizer, "
             + ", ".join(f"{rate} for {name}" for name, rate in LEARNING_RATES.items())
             + ", else the optimizer's own",
+            rich_help_panel=options.OPTIMIZER,
         ),
     ] = Settings.learning_rate,
-    noise_scale: Annotated[
+    lookahead: Annotated[
         bool,
         typer.Option(
-            "--noise-scale",
-            help="Measure how large a batch the task can use, epoch by epoch, for the history and "
-            "for tensorflow-ranger report.",
+            "--lookahead",
+            help="Every 5 updates, put the weights halfway back to where they were.",
+            rich_help_panel=options.OPTIMIZER,
         ),
-    ] = Settings.noise_scale,
-    backend: options.Backend = Settings.backend,
+    ] = Settings.lookahead,
+    centralize: Annotated[
+        bool,
+        typer.Option(
+            "--centralize",
+            help="Subtract from the gradient of each unit its mean over the unit's inputs.",
+            rich_help_panel=options.OPTIMIZER,
+        ),
+    ] = Settings.centralize,
+    epochs: Annotated[
+        int,
+        typer.Option(
+            help="Passes over the samples, counted from the beginning.",
+            metavar="N",
+            parser=options.integer("--epochs", 1),
+            show_default=OF_TASK.format(Settings.epochs),
+            rich_help_panel=options.TRAINING,
+        ),
+    ] = Settings.epochs,
     seed: Annotated[
         int,
         typer.Option(
             help="Seed of the initial weights and of the order of the samples.",
             metavar="N",
             parser=options.integer("--seed", 0, MAXIMUM_SEED),
+            rich_help_panel=options.TRAINING,
         ),
     ] = Settings.seed,
+    backend: options.Backend = Settings.backend,
     output: Annotated[
         Path | None,
         typer.Option(
             help="Directory for the results.",
             metavar="DIR",
             show_default=f"runs/TASK: runs/{registry.DEFAULT}",
+            rich_help_panel=options.RESULTS,
         ),
     ] = None,
     resume: Annotated[
@@ -144,22 +156,27 @@ def train(
         typer.Option(
             "--resume",
             help="Continue the run in DIR exactly where it stopped, with its settings. "
-            "Only --epochs may differ, to train on, and --memory-limit.",
+            "Only --epochs, to train on, and --memory-limit may differ.",
+            rich_help_panel=options.RESULTS,
         ),
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Replace the run that DIR holds."),
+        typer.Option(
+            "--force", help="Replace the run that DIR holds.", rich_help_panel=options.RESULTS
+        ),
     ] = False,
     quiet: Annotated[
         bool,
-        typer.Option("--quiet", help="Print warnings and errors only."),
+        typer.Option(
+            "--quiet", help="Print warnings and errors only.", rich_help_panel=options.RESULTS
+        ),
     ] = False,
 ):
     """Train a network on real data.
 
-    Without TASK, that is a small CNN on 4,000 handwritten digits; tensorflow-ranger tasks lists the
-    others, with the defaults of each.
+    Without TASK, that is a small CNN on 4,000 handwritten digits. The others are listed, with the
+    defaults of each, by tensorflow-ranger tasks.
 
     The gradients of K micro-batches make one update, or, with --microbatch, those of one batch,
     which then need not fit the memory as a whole. DIR gets the trained model (model.keras),

@@ -241,6 +241,19 @@ class Recorded:
         return max(self.per_epoch("memory")[1], default=None)
 
     @property
+    def computed_steps(self):
+        """Part of the first batch's padded time steps that is computed, or None if not recorded.
+
+        It is 1 where samples are padded and nothing is trimmed.
+        """
+        if self.task.padding is None:
+            return None
+        if not self.settings.trim_padding:
+            return 1.0
+        computed, padded = self.measured.get("time_steps") or (None, 1)
+        return None if computed is None else computed / padded
+
+    @property
     def skipped(self):
         """Micro-batches that were left out, or None where nobody counts."""
         return self._measured_epochs[-1]["skipped_micro_batches"] if self.is_measured else None

@@ -118,13 +118,18 @@ def _costs(runs):
     seconds = [run.seconds for run in runs]
     totals = [run.total_seconds for run in runs]
     memory = [run.memory for run in runs]
-    return [
+    columns = [
         Column("updates", [f"{count:,}" for count in updates], updates),
         Column("samples per update", [f"{size:,}" for size in sizes], sizes),
         Column("time per sample", [_or_dash(value, _duration) for value in seconds], seconds),
         Column("training time", [_or_dash(value, _duration) for value in totals], totals),
         Column("peak memory", [_or_dash(value, byte_counts.in_words) for value in memory], memory),
     ]
+    if any(run.settings.trim_padding for run in runs):
+        steps = [run.computed_steps for run in runs]
+        words = [_or_dash(value, "{:.0%}".format) for value in steps]
+        columns.append(Column("padded time steps computed", words, steps))
+    return columns
 
 
 def _cell(column, number):

@@ -28,12 +28,12 @@ class Measurements(keras.callbacks.Callback):
             each: "epoch", "seconds" of its training without what follows it, "peak_memory" in
             bytes or None, and "skipped_micro_batches" so far or None), "candidates" of the
             micro-batch plan, "padding" of it (how much is computed, in words, or None),
-            "noise_advice" and "noise_averages".
+            "time_steps" of it (a pair of numbers, or None), "noise_advice" and "noise_averages".
     """
 
     def __init__(self, samples, devices, record=None, noise=None):
         super().__init__()
-        new = {"epochs": [], "candidates": [], "padding": None}
+        new = {"epochs": [], "candidates": [], "padding": None, "time_steps": None}
         new |= {"noise_advice": None, "noise_averages": None}
         self.record = new | (record or {}) | {"samples": samples, "devices": devices}
         self._noise = noise
@@ -69,7 +69,7 @@ class Measurements(keras.callbacks.Callback):
         record["epochs"] = [*record["epochs"], row]
         plan = getattr(self.model, "microbatch_plan", None)
         if plan is not None:
-            record["padding"] = plan.padding
+            record["padding"], record["time_steps"] = plan.padding, plan.time_steps
         if plan is not None and plan.candidates:
             record["candidates"] = [dataclasses.asdict(candidate) for candidate in plan.candidates]
         if self._noise is not None:

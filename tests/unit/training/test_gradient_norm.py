@@ -12,34 +12,17 @@ from tensorflow_ranger.training.microbatch import install
 from tests.marks import first, first_but, thorough_but
 from tests.models import assert_same_weights, data, fit, network
 from tests.references import gradient_norms as reference
-
-BACKEND = keras.config.backend()
-RATE = 0.1
-BATCH = 16
-NAMES = ["gradient_norm", "microbatch_gradient_norm"]
-CLIPPED = ["clipped_updates", "clipped_fraction"]
-# Of 12 updates each shortens some and leaves others alone.
-CLIPS = [{}, {"clipnorm": 1.8}, {"global_clipnorm": 2.0}, {"clipvalue": 0.7}]
-
-
-def linear(optimizer, **settings):
-    """Return a linear model of the twin's weights."""
-    keras.utils.set_random_seed(1)
-    model = keras.Sequential([keras.Input((6,)), layers.Dense(2)])
-    model.set_weights(reference.weights())
-    model.compile(optimizer, "mse", **{"jit_compile": False, **settings})
-    return model
-
-
-def train(model, epochs=3, batch_size=BATCH, **settings):
-    x, y = data()
-    callbacks = [ranger.callbacks.GradientNorm()]
-    return fit(model, x, y, batch_size, epochs, callbacks=callbacks, **settings).history
-
-
-def assert_logged(history, expected, names=(*NAMES, *CLIPPED), tolerance=1e-4):
-    for name in names:
-        np.testing.assert_allclose(history[name], expected[name], rtol=tolerance, err_msg=name)
+from tests.unit.training.norms import (
+    BACKEND,
+    BATCH,
+    CLIPPED,
+    CLIPS,
+    NAMES,
+    RATE,
+    assert_logged,
+    linear,
+    train,
+)
 
 
 @pytest.mark.parametrize("clip", CLIPS, ids=str)
@@ -238,25 +221,7 @@ def test_a_window_of_one_batch_is_its_update():
 
 
 @first
-@pytest.mark.parametrize(
-    ("optimizer", "message"),
-    [
-        (lambda: ranger.RangerOptimizer(0.1), "RangerOptimizer with windows of 4 batches"),
-        (
-            lambda: ranger.RangerOptimizer(0.1, accumulation_steps=1, centralize=True),
-            "RangerOptimizer with centralize, which changes it",
-        ),
-    ],
-)
-def test_an_optimizer_that_hides_the_gradient_is_refused(optimizer, message):
-    with pytest.raises(ValueError, match=message):
-        train(ranger.microbatch(linear(optimizer()), 5))
-
-
-@first
-def test_models_without_one_gradient_of_micro_batches_are_refused():
-    with pytest.raises(ValueError, match="Call microbatch"):
-        train(linear("sgd"))
+def test_a_model_with_a_gradient_per_task_is_refused():
     inputs = keras.Input((6,))
     heads = {name: layers.Dense(2, name=name)(inputs) for name in "ab"}
     model = keras.Model(inputs, heads)

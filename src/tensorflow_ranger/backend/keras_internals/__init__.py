@@ -57,9 +57,13 @@ from tensorflow_ranger.backend.keras_internals.optimizers import (
 from tensorflow_ranger.backend.keras_internals.optimizers import (
     ShowsInnerAverages as ShowsInnerAverages,
 )
+from tensorflow_ranger.backend.keras_internals.optimizers import accumulated as accumulated
 from tensorflow_ranger.backend.keras_internals.optimizers import accumulator_of as accumulator_of
 from tensorflow_ranger.backend.keras_internals.optimizers import clipped as clipped
 from tensorflow_ranger.backend.keras_internals.optimizers import index_of as index_of
+from tensorflow_ranger.backend.keras_internals.optimizers import (
+    is_accumulating as is_accumulating,
+)
 from tensorflow_ranger.backend.keras_internals.optimizers import (
     learning_rate_of as learning_rate_of,
 )

@@ -75,12 +75,48 @@ def skips_weight_decay(optimizer):
     return any(getattr(optimizer, name, None) for name in names)
 
 
-def clipped(optimizer, gradients):
-    """Return a list of gradients as `optimizer` clips them before an update.
+def clipped(optimizer, gradients, variables):
+    """Return a list of the gradients of `variables` as `optimizer` clips them before an update.
 
-    ``BaseOptimizer._backend_apply_gradients`` calls ``_clip_gradients``.
+    ``BaseOptimizer._backend_apply_gradients`` calls ``_clip_gradients``. A `MultiOptimizer` gives
+    each variable to the optimizer that its ``_optimizer_map`` names, which clips its own ones.
     """
-    return optimizer._clip_gradients(gradients)
+    if not hasattr(optimizer, "_optimizer_map"):  # Keras 3.12 has no such class
+        return optimizer._clip_gradients(gradients)
+    groups = {}
+    for place, variable in enumerate(variables):
+        own = optimizer._optimizer_map(variable)
+        groups.setdefault(id(own), (own, []))[1].append(place)
+    found = [None] * len(gradients)
+    for own, places in groups.values():
+        parts = own._clip_gradients([gradients[place] for place in places])
+        for place, part in zip(places, parts, strict=True):
+            found[place] = part
+    return found
+
+
+def is_accumulating(optimizer):
+    """Return whether an optimizer with ``gradient_accumulation_steps`` is between two updates.
+
+    ``BaseOptimizer._backend_apply_gradients`` updates where ``_iterations + 1`` is a multiple of
+    the steps.
+    """
+    steps = optimizer.gradient_accumulation_steps
+    return int(keras.ops.convert_to_numpy(optimizer._iterations)) % steps != 0
+
+
+def accumulated(optimizer, variables):
+    """Return what an optimizer with ``gradient_accumulation_steps`` holds of `variables`.
+
+    ``BaseOptimizer._backend_apply_gradients`` updates where ``_iterations + 1`` is a multiple of
+    the steps, with the mean of its gradients and of those before, ``_accumulated_gradients``.
+
+    Returns:
+        Tuple ``(sums, closes)``: the variables of the sums, and whether the next call updates, a
+        scalar bool.
+    """
+    sums = [optimizer._accumulated_gradients[index_of(optimizer, v)] for v in variables]
+    return sums, (optimizer._iterations + 1) % optimizer.gradient_accumulation_steps == 0
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from keras import ops
 from tensorflow_ranger.backend import arrays, keras_internals
 from tensorflow_ranger.backend.batches import count
 from tensorflow_ranger.checks import arguments
+from tensorflow_ranger.checks.calls import called_as
 from tensorflow_ranger.training.examination import resolution, resolution_of
 from tensorflow_ranger.training.microbatch import microbatch
 from tensorflow_ranger.training.train_function import TrainFunction
@@ -34,6 +35,7 @@ _ROWS = 20  # in the table
 _COMPARED = ("gradient", "weights", "state", "optimizer")
 
 
+@called_as("check_exact(model, (x, y))")
 def check_exact(
     model: keras.Model,
     batch: Any,

@@ -12,6 +12,7 @@ from keras import ops
 
 from tensorflow_ranger.backend import arrays, keras_internals, replicas
 from tensorflow_ranger.checks import arguments
+from tensorflow_ranger.checks.calls import called_as
 from tensorflow_ranger.checks.models import require_model
 from tensorflow_ranger.training.examination import resolution_of
 from tensorflow_ranger.training.fit_checks import require_targets
@@ -84,6 +85,7 @@ class Verification:
         return "\n".join([*lines, *(f"- {text}" for text in (*self.reasons, *self.notes))])
 
 
+@called_as("verify(model, (x, y), 16)")
 def verify(model: keras.Model, batch: Any, size: int) -> Verification:
     """Compare a batch's gradient with the sum of its micro-batches', and say why they differ.
 

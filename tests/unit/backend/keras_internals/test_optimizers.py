@@ -87,8 +87,35 @@ def test_skips_weight_decay_tells_of_both_ways(by):
 def test_clipped_are_the_gradients_of_the_update(setting, expected):
     optimizer = keras.optimizers.SGD(1.0, **setting)
     gradients = [ops.convert_to_tensor(each) for each in ([3.0, 4.0], [0.0, 0.5])]
-    for each, clipped in zip(expected, keras_internals.clipped(optimizer, gradients), strict=True):
-        np.testing.assert_allclose(ops.convert_to_numpy(clipped), each, rtol=1e-6)
+    clipped = keras_internals.clipped(optimizer, gradients, variables())
+    for each, found in zip(expected, clipped, strict=True):
+        np.testing.assert_allclose(ops.convert_to_numpy(found), each, rtol=1e-6)
+
+
+def test_clipped_by_a_multi_optimizer_are_those_of_each_optimizer():
+    if not hasattr(keras.optimizers, "MultiOptimizer"):
+        pytest.skip("this version of Keras has none")
+    weights = variables(3)
+    clips = keras.optimizers.SGD(1.0, global_clipnorm=0.5)
+    others = keras.optimizers.SGD(1.0)
+    optimizer = keras.optimizers.MultiOptimizer(lambda v: others if v is weights[1] else clips)
+    gradients = [ops.convert_to_tensor(each) for each in ([3.0, 0.0], [5.0, 0.0], [0.0, 4.0])]
+    clipped = keras_internals.clipped(optimizer, gradients, weights)
+    expected = [[0.3, 0.0], [5.0, 0.0], [0.0, 0.4]]
+    np.testing.assert_allclose([ops.convert_to_numpy(c) for c in clipped], expected, rtol=1e-6)
+
+
+def test_accumulated_is_what_keras_adds_to_the_next_gradient():
+    optimizer = keras.optimizers.SGD(1.0, gradient_accumulation_steps=3)
+    optimizer.build(weights := variables())
+    seen = []
+    for _ in range(4):
+        sums, closes = keras_internals.accumulated(optimizer, weights[1:])
+        (total,) = (float(ops.convert_to_numpy(each)[0]) for each in sums)
+        seen.append((total, bool(closes), keras_internals.is_accumulating(optimizer)))
+        optimizer.apply(ones(), weights)
+    assert seen == [(0, False, False), (1, False, True), (2, True, True), (0, False, False)]
+    np.testing.assert_allclose(ops.convert_to_numpy(weights[0]), [-1, -1])
 
 
 def test_update_step_replaced_is_one_call_between_clipping_and_averages():
