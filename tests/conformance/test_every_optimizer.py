@@ -20,9 +20,11 @@ CLASSES = {
     and issubclass(value, keras.optimizers.Optimizer)
     and name.lower() not in WRAPPERS
 }
+if keras.config.backend() == "tensorflow" and keras.__version__.startswith("3.12."):
+    del CLASSES["muon"]  # plain `fit` fails with it there
 NAMES = [*CLASSES, "loss scale"]
 # One of each kind: the usual rule, a factored one, one of matrices, one that scales the loss.
-KINDS = ["adam", "adafactor", "muon", "loss scale"]
+KINDS = {"adam", "adafactor", "muon", "loss scale"}
 every_optimizer = pytest.mark.parametrize("name", first_but(KINDS, NAMES))
 
 

@@ -111,7 +111,9 @@ def test_an_h5_file_holds_no_state_that_could_be_trained_on(cls, tmp_path):
         loaded = keras.saving.load_model(tmp_path / "model.h5")
     for actual, expected in zip(loaded.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(actual, expected)
-    with pytest.raises(ValueError, match=r"Unknown variable|built with"):
+    # Keras 3.12 on TensorFlow cannot write the variable that it names in its message.
+    errors = ValueError, NotImplementedError
+    with pytest.raises(errors, match=r"Unknown variable|built with|numpy\(\) is only available"):
         train(loaded, range(1))
     loaded.compile(cls(0.1, momentum=0.9), "mse")
     train(loaded, range(1))
