@@ -100,7 +100,9 @@ def trained(body, size, **settings):
     model = network(body, **settings)
     if size is not None:
         ranger.microbatch(model, size)
-    fit(model, *data(), BATCH, epochs=EPOCHS)
+    # JAX takes long without compilation.
+    epochs = EPOCHS if model.jit_compile or BACKEND != "jax" else 1
+    fit(model, *data(), BATCH, epochs=epochs)
     return model
 
 
