@@ -1,6 +1,7 @@
 """A backward pass that runs layers again gives the same weights, seeds and state."""
 
 import functools
+from typing import Any
 
 import keras
 import numpy as np
@@ -159,7 +160,7 @@ CASES = {
 }
 
 
-def trained(make, rematerialize, loss="mse", x=None, padding=None, **settings):
+def trained(make, rematerialize, loss: Any = "mse", x=None, padding=None, **settings):
     keras.utils.set_random_seed(1)
     model = make()
     rng = np.random.default_rng(0)
