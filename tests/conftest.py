@@ -1,6 +1,7 @@
 """Fixtures shared by the suite."""
 
 import contextlib
+import gc
 import os
 import time
 
@@ -31,14 +32,33 @@ def _jax_float64():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Let JAX look up what another test has compiled."""
+def compiled_once(tmp_path_factory, worker_id):
+    """Let JAX look up what another test has compiled, in any worker or in a process it starts."""
     if keras.config.backend() == "jax":
         import jax
 
-        jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        folder = tmp_path_factory.getbasetemp()
+        folder = (folder if worker_id == "master" else folder.parent) / "compiled"
+        settings = {
+            "jax_compilation_cache_dir": str(folder),
+            "jax_persistent_cache_min_compile_time_secs": 0,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quicker_collections():
+    """Let Python look less often for garbage, and not at what imports have made, which stays."""
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, *thresholds[1:])
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -146,9 +146,9 @@ CASES = {
     "plain": Case(lambda: keras.optimizers.SGD(0.1), classifier, size=None, has_norms=True),
     "uneven": Case(sgd, classifier, last=21),
     "contrasting": Case(sgd, contrasting, last=21, has_loss=True),
-    "contrasting_even": Case(sgd, contrasting, last=22, has_loss=True),
+    "contrasting_even": Case(sgd, contrasting, has_loss=True),
     "drawing": Case(sgd, drawing, last=21),
-    "drawing_even": Case(sgd, drawing, last=22),
+    "drawing_even": Case(sgd, drawing),
     "ranger": Case(lambda: ranger.Ranger(0.02), classifier),
     "streaming": Case(windows, classifier, size=None, has_norms=True),
     # One sample is of one replica: all leave its micro-batch out.

@@ -21,13 +21,26 @@ LINK = re.compile(r"\]\(([^)]+)\)")
 
 SLOW = "mnist_data"  # a program with it trains on all digits
 
+BY_TURNS = ("tensorflow", "jax")  # one of which runs a page in every suite, beside PyTorch
+
+
+def marks_of(place, program):
+    """Return the marks of a program of the page at `place` in `PAGES`."""
+    if any(SLOW in block.code for block in program):
+        return [first]
+    is_common = PAGES[place] != README and not any(BACKENDS & {*block.words} for block in program)
+    turn = BY_TURNS[place % len(BY_TURNS)]
+    is_other = keras.config.backend() in BY_TURNS and keras.config.backend() != turn
+    return [pytest.mark.thorough] * (is_common and is_other)
+
+
 PROGRAMS = [
     pytest.param(
         program,
         id=f"{page.relative_to(ROOT)}:{program[0].line}",
-        marks=[first] * any(SLOW in block.code for block in program),
+        marks=marks_of(place, program),
     )
-    for page in PAGES
+    for place, page in enumerate(PAGES)
     for program in programs_of(page, keras.config.backend())
 ]
 

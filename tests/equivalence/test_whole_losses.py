@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tensorflow_ranger import microbatch
+from tests.marks import first
 from tests.models import data, fit
 from tests.references.batch_losses import LOSSES, WIDTH, CompiledLoss, OwnLoss, info_nce, siglip
 
@@ -65,13 +66,18 @@ def assert_same_updates(loss, is_own, dropout, sizes):
         np.testing.assert_allclose(actual, history, rtol=max(TOLERANCE, 1e-8))
 
 
-def ways(*quick):
-    """Return each loss with both ways to `compile` it, of which those in `quick` are quick."""
+def ways(everywhere, on_first=()):
+    """Return each loss with both ways to `compile` it.
+
+    Those in `everywhere` run in every suite, those in `on_first` in that of the first backend, and
+    the others in the thorough run.
+    """
+    marks = dict.fromkeys(on_first, (first,)) | dict.fromkeys(everywhere, ())
     return [
         pytest.param(
             loss,
             is_own,
-            marks=[] if (loss, is_own) in quick else [pytest.mark.thorough],
+            marks=marks.get((loss, is_own), (pytest.mark.thorough,)),
             id=f"{loss.__name__}-{'compute_loss' if is_own else 'compiled'}",
         )
         for loss in LOSSES
@@ -79,17 +85,19 @@ def ways(*quick):
     ]
 
 
-# Both ways for the losses with weights of their own, and by turns for the others.
+# Both ways for the losses with weights of their own, and by turns for the others, which hardly
+# depend on the backend.
 BY_TURNS = [(loss, place % 2 == 0) for place, loss in enumerate(LOSSES)]
+BOTH_WAYS = [(loss, is_own) for loss in (info_nce, siglip) for is_own in (False, True)]
 
 
-@pytest.mark.parametrize(("loss", "is_own"), ways(*BY_TURNS, (info_nce, False), (siglip, True)))
+@pytest.mark.parametrize(("loss", "is_own"), ways(BOTH_WAYS, BY_TURNS))
 @pytest.mark.parametrize("dropout", RATES)
 def test_a_loss_of_the_batch(loss, is_own, dropout):
     assert_same_updates(loss, is_own, dropout, (7,))
 
 
-@pytest.mark.parametrize(("loss", "is_own"), ways((info_nce, False)))
+@pytest.mark.parametrize(("loss", "is_own"), ways([(info_nce, False)]))
 @pytest.mark.parametrize("dropout", RATES)
 def test_a_loss_of_the_batch_at_every_size(loss, is_own, dropout):
     assert_same_updates(loss, is_own, dropout, (1, 16, BATCH))

@@ -1,11 +1,14 @@
 """accumulate_gradients: micro-batches draw what Keras' layers would draw for the whole batch."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 from keras import layers, ops
 
 from tensorflow_ranger import accumulate_gradients
+from tests.marks import thorough_but
 from tests.unit.training.gradients import BACKEND, MODES, compiled
 
 BATCH, WIDTH = 24, 8
@@ -121,9 +124,14 @@ def assert_close(actual, expected):
         np.testing.assert_allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("is_whole", [False, True], ids=["shares", "whole"])
-@pytest.mark.parametrize("size", [7, WIDTH, BATCH])
+QUICK_MODE = "jit" if BACKEND == "jax" else "eager"
+CASES = [*itertools.product([7, WIDTH, BATCH], [False, True], MODES)]
+
+
+@pytest.mark.parametrize(
+    ("size", "is_whole", "mode"),
+    thorough_but([case for case in CASES if case[0] == 7 or case[2] == QUICK_MODE], CASES),
+)
 def test_draws_are_those_of_the_whole_batch(float64, size, is_whole, mode):
     model, other = drawing(), drawing()
     assert_close(accumulated(model, size, is_whole, mode), whole(other, mode))

@@ -341,7 +341,11 @@ def test_no_trace_after_the_first_epoch(size):
     [
         pytest.param({"jit_compile": True}, marks=[pytest.mark.thorough] * (BACKEND == "torch")),
         {"jit_compile": False},
-        {"run_eagerly": True, "jit_compile": False},
+        # On JAX what is not compiled is run eagerly.
+        pytest.param(
+            {"run_eagerly": True, "jit_compile": False},
+            marks=[pytest.mark.thorough] * (BACKEND == "jax"),
+        ),
     ],
     ids=["jit_compile", "no jit_compile", "run_eagerly"],
 )

@@ -44,9 +44,9 @@ def undisturbed(optimizer=None):
     return microbatch(model, BATCH) if keras.config.backend() == "torch" else model
 
 
-def train(model, batches):
-    x, y = data(BATCH * batches)
-    settings = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
+def train(model, batches, batch_size=BATCH):
+    x, y = data(batch_size * batches)
+    settings = {"batch_size": batch_size, "shuffle": False, "verbose": 0}
     return model.fit(x, y, **settings).history
 
 
@@ -116,6 +116,7 @@ def test_one_sample_that_does_not_fit_is_an_error():
         np.testing.assert_array_equal(weight, other)
 
 
+@first  # tests/unit/batch_size/test_size_policy.py looks at when it grows
 def test_it_grows_back_after_a_while(monkeypatch, caplog):
     monkeypatch.setattr(size_policy, "GROW_AFTER", 3)
     model = microbatch(hungry_model(), BATCH)
@@ -138,7 +139,7 @@ def test_a_search_takes_what_fits():
     model, expected = hungry_model(), undisturbed()
     microbatch(model, "auto")
     model.layers[2].most = 2
-    train(model, 12)
-    train(expected, 12)
+    train(model, 12, batch_size=6)
+    train(expected, 12, batch_size=6)
     assert model.microbatch_plan.chosen in {1, 2}
     assert_same_weights(model, expected, 1e-5)

@@ -146,17 +146,17 @@ def hungry_model(x, y, head_chunks=None):
         keras.utils.set_random_seed(0)  # Dense has a seed as soon as it is made
         head = layers.Dense(10, activation)
         model = model_of(head, length=600, run_eagerly=True, jit_compile=False)
-        fit(model, x, y, 4)
-        models.append(ranger.microbatch(model, 4, head_chunks=head_chunks))
+        fit(model, x, y, 2)
+        models.append(ranger.microbatch(model, 2, head_chunks=head_chunks))
     hungry.most = 300
     return models
 
 
 def test_where_one_sample_does_not_fit_layers_are_run_again_and_then_logits_divided(caplog):
-    x, y = data(4, 600, 10)
+    x, y = data(2, 600, 10)
     model, expected = hungry_model(x, y)
-    fit(model, x, y, 4, epochs=2)
-    fit(expected, x, y, 4, epochs=2)
+    fit(model, x, y, 2, epochs=2)
+    fit(expected, x, y, 2, epochs=2)
     told = [record.getMessage().partition(": ")[2] for record in caplog.records]
     assert [text for text in told if text.endswith("from now on.")] == [
         "the backward pass runs layers again from now on.",
@@ -167,10 +167,10 @@ def test_where_one_sample_does_not_fit_layers_are_run_again_and_then_logits_divi
 
 
 def test_logits_that_must_stay_whole_and_do_not_fit_are_an_error():
-    x, y = data(4, 600, 10)
+    x, y = data(2, 600, 10)
     model, _ = hungry_model(x, y, head_chunks=1)
     with pytest.raises(MemoryError, match="One sample at a time does not fit the memory"):
-        fit(model, x, y, 4)
+        fit(model, x, y, 2)
 
 
 @only_jax
