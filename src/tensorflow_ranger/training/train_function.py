@@ -46,6 +46,7 @@ class TrainFunction:
     def __init__(self, model, size, *, limit=None, **settings):
         self._model = model
         self.maker = StepMaker(model, **settings)
+        self._optimizer = None
         self._is_inert = False
         self._limit = limit
         self.is_whole = size == WHOLE
@@ -67,10 +68,11 @@ class TrainFunction:
         model = self._model
         require_whole_windows(model)
         require_single_update(model.optimizer)
-        if model.train_function is not None and not force:
+        is_made = model.train_function is not None and model.optimizer is self._optimizer
+        if is_made and not force:
             require_same_variables(model, self._variables)
             return
-        self._variables = list(model.trainable_variables)
+        self._variables, self._optimizer = list(model.trainable_variables), model.optimizer
         if keras.config.backend() == "torch" and model.steps_per_execution > 1:
             raise ValueError(
                 "`steps_per_execution` must be 1 with the PyTorch backend: got "
