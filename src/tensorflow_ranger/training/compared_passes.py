@@ -151,5 +151,8 @@ def _is_zero(targets):
 
 
 def _mirrored(outputs):
-    # A probability stays one.
-    return 1 - outputs if keras.backend.is_float_dtype(outputs.dtype) else _is_zero(outputs)
+    # A probability stays one, and a logit changes its sign and becomes large.
+    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(outputs.dtype)):
+        return _is_zero(outputs)
+    is_share = ops.logical_and(outputs >= 0, outputs <= 1)
+    return ops.where(is_share, 1 - outputs, -10 * outputs)

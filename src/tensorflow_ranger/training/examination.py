@@ -107,6 +107,7 @@ class Examination:
         names = [f"the state {self._state.name(place)}" for place in self._state.unclear]
         names += self._compiled_losses.questions
         self._metrics.assume_of_batch()
+        self._compiled_losses.suspect(self._compiled_losses.suspects, "may meet")  # right for any
         if names:
             warnings.warn(
                 f"In micro-batches {'; '.join(names)} is taken for a mean over samples: it could "

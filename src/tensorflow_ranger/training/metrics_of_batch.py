@@ -58,7 +58,7 @@ class MetricsOfBatch:
         )
         self._bytes = per_sample * (samples or 0)
         # Of outputs without a second axis Keras' functions take the mean over the batch.
-        self._outputs_are_numbers = any(not shape for shape, _ in shapes)
+        self._outputs_are_numbers = any(len(shape) == 0 for shape, _ in shapes)
 
     def find_own(self, assigned, has_own_loss):
         """Learn which metrics are not those of `compile`.
