@@ -516,7 +516,7 @@ ERRORS_OF_OTHERS = {
         lambda: fit(microbatch(compiled(loss=hardest), 16)),
         (ValueError, RuntimeError),
         {
-            "tensorflow": "input must have at least k columns",
+            "tensorflow": "input must have last dimension >= k",
             "jax": "k argument to top_k must be no larger than size along axis",
             "torch": "selected index k out of range",
         }[BACKEND],

@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
-from tensorflow_ranger.backend import arrays
 from tensorflow_ranger.backend.batches import count, cut, rows_of
 from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
+from tensorflow_ranger.training import invented
 from tensorflow_ranger.training.compiled_losses import copies
 from tensorflow_ranger.training.examination import Examination
 from tensorflow_ranger.training.forward_passes import ForwardPasses
@@ -69,9 +69,9 @@ class ComparedPasses(ForwardPasses):
         later = initial._replace(samples=ops.cast(half, self._dtype), place=initial.place + half)
         layers = self.state.continued(initial.layers, one.state)
         gone_on = later._replace(metrics=one.metrics, layers=layers)
-        among_invented, invented = begun, begun
+        among_invented, after_first = begun, begun
         if self._invents:
-            among_invented, invented = self._look_at_invented(data, y_pred, half, one)
+            among_invented, after_first = self._look_at_invented(data, y_pred, half, one)
         return Looks(
             begun,
             whole,
@@ -79,7 +79,7 @@ class ComparedPasses(ForwardPasses):
             self._look(second, later, rest)[0],
             self._look(second, gone_on, rest, carried=(CARRIED, None))[0],
             among_invented,
-            invented,
+            after_first,
         )
 
     def _look(self, data, begun, given=None, carried=(CARRIED,)):
@@ -117,8 +117,8 @@ class ComparedPasses(ForwardPasses):
         """
         _, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y_pred, masks = outputs
-        y = _among_others(y, half, _is_zero)
-        y_pred = _among_others(y_pred, half, _mirrored)
+        y = invented.among_targets(y, half)
+        y_pred = invented.among_outputs(y_pred, half)
         samples, begun = count(data), self.initial()
 
         def updated(values, start, size):
@@ -132,27 +132,3 @@ class ComparedPasses(ForwardPasses):
             Look([], [], updated(begun.metrics, 0, samples), [value[:half] for value in values]),
             Look([], [], updated(first.metrics, half, samples - half), []),
         )
-
-
-def _among_others(leaves, half, invented):
-    """Return `leaves` whose samples behind the first `half` are what `invented` makes of them."""
-
-    def joined(leaf):
-        if leaf is None or arrays.is_sparse(leaf):
-            return leaf
-        return ops.concatenate([leaf[:half], ops.cast(invented(leaf[half:]), leaf.dtype)])
-
-    return keras.tree.map_structure(joined, leaves)
-
-
-def _is_zero(targets):
-    # Another number for each, and a class, a flag and a share of one wherever these are asked for.
-    return ops.equal(targets, ops.zeros_like(targets))
-
-
-def _mirrored(outputs):
-    # A probability stays one, and a logit changes its sign and becomes large.
-    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(outputs.dtype)):
-        return _is_zero(outputs)
-    is_share = ops.logical_and(outputs >= 0, outputs <= 1)
-    return ops.where(is_share, 1 - outputs, -10 * outputs)
