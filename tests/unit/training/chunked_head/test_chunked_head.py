@@ -100,9 +100,10 @@ def meeting(y_true, y_pred):
 
 def balanced(y_true, y_pred):
     """Return the losses of rows, weighted by how rare their class is."""
-    shares = ops.mean(ops.one_hot(ops.reshape(y_true, (-1,)), 10), axis=0)
-    values = losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
-    return values / (0.1 + ops.take(shares, y_true))
+    labels = ops.cast(y_true, "int32")
+    shares = ops.mean(ops.one_hot(ops.reshape(labels, (-1,)), 10), axis=0)
+    values = losses.sparse_categorical_crossentropy(labels, y_pred, from_logits=True)
+    return values / (0.1 + ops.take(shares, labels))
 
 
 REFUSED = {
