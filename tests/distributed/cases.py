@@ -29,6 +29,7 @@ class Case:
         last: Samples of an epoch's last batch.
         poisoned: Row that holds a NaN, or None.
         has_loss: Whether the model itself has a loss, which compares all samples that it is given.
+        loss: A loss per sample in which samples meet, or None for Keras' cross-entropy.
         padding: What micro-batches are trimmed of, or None.
         has_norms: Whether the norms of gradients are logged.
     """
@@ -40,6 +41,7 @@ class Case:
     last: int = BATCH  # another number takes another compilation
     poisoned: int | None = None
     has_loss: bool = False
+    loss: Callable | None = None
     padding: int | None = None
     has_norms: bool = False
 
@@ -115,6 +117,15 @@ class Contrasting(keras.Model):
         return loss / summed_by_tensorflow()
 
 
+def balanced(y_true, y_pred):
+    """Return the cross-entropy of each sample, by how rare its class is in the batch."""
+    ops = keras.ops
+    labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+    shares = ops.mean(ops.one_hot(labels, 3), axis=0)
+    losses = keras.losses.sparse_categorical_crossentropy(labels, y_pred, from_logits=True)
+    return losses / (0.1 + ops.take(shares, labels))
+
+
 def contrasting():
     """Return a network whose loss is one of the whole batch."""
     keras.utils.set_random_seed(1)
@@ -147,6 +158,7 @@ CASES = {
     "uneven": Case(sgd, classifier, last=21),
     "contrasting": Case(sgd, contrasting, last=21, has_loss=True),
     "contrasting_even": Case(sgd, contrasting, has_loss=True),
+    "balanced": Case(sgd, classifier, loss=balanced),
     "drawing": Case(sgd, drawing, last=21),
     "drawing_even": Case(sgd, drawing),
     "ranger": Case(lambda: ranger.Ranger(0.02), classifier),
@@ -200,7 +212,7 @@ def compiled(case):
         case.optimizer(),
         loss=None
         if case.has_loss
-        else keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        else case.loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
     if case.size:
@@ -216,7 +228,7 @@ def fit(model, case, here, epochs=EPOCHS, **settings):
     else:
         fed = arrays[:2]
         settings |= {"sample_weight": arrays[2], "batch_size": BATCH}
-    if not case.has_loss:  # which Keras computes for each replica's part
+    if not (case.has_loss or case.loss):  # which Keras computes for each replica's part
         settings |= {"validation_data": held_out(case), "validation_batch_size": BATCH}
     return model.fit(*fed, shuffle=False, epochs=epochs, verbose=0, **settings)
 

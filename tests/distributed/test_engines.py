@@ -18,16 +18,19 @@ ENGINES = {
         "tensorflow_mirrored": ([*QUICK, "plain"], OTHERS),
         "tensorflow_workers": (
             ["masks"],
-            ["batch_normalization", "contrasting", "drawing", "ranger"],
+            ["balanced", "batch_normalization", "contrasting", "drawing", "ranger"],
         ),
     },
     "jax": {
         "jax_data_parallel": (QUICK, [*OTHERS, "plain"]),
         # Keras gives each process as many samples.
-        "jax_processes": (["masks", "contrasting_even", "drawing_even"], ["batch_normalization"]),
+        "jax_processes": (
+            ["masks", "contrasting_even", "drawing_even"],
+            ["balanced", "batch_normalization"],
+        ),
         "jax_model_parallel": ([], ["masks", "streaming"]),
     },
-    "torch": {"torch_processes": ([*QUICK, "padded"], OTHERS)},
+    "torch": {"torch_processes": ([*QUICK, "balanced", "padded"], OTHERS)},
 }[keras.config.backend()]
 MAIN = next(iter(ENGINES))  # looked at in every suite, the others in the thorough run
 pytestmark = pytest.mark.filterwarnings("ignore:Left out:UserWarning")

@@ -149,6 +149,11 @@ MISTAKES = {
         ValueError,
         "such as '4GB'",
     ),
+    "memory_limit as a share": (
+        lambda: microbatch(compiled(), "auto", memory_limit=0.5),
+        ValueError,
+        "such as '4GB'",
+    ),
     "padding as Keras' word": (
         lambda: microbatch(compiled(), 16, padding="post"),
         ValueError,
@@ -173,6 +178,21 @@ MISTAKES = {
         lambda: microbatch(compiled(), 16, rematerialize=1),
         ValueError,
         "a number of segments >= 2",
+    ),
+    "rematerialization as Keras' word": (
+        lambda: microbatch(compiled(), 16, rematerialize="full"),
+        ValueError,
+        "True, False, None",
+    ),
+    "sums of integers": (
+        lambda: microbatch(compiled(), 16, accumulator_dtype="int32"),
+        ValueError,
+        'Use "float32"',
+    ),
+    "sums of a dtype that is none": (
+        lambda: microbatch(compiled(), 16, accumulator_dtype="float8"),
+        ValueError,
+        'Use "float32"',
     ),
     "RematScope": (fit_under_remat_scope, ValueError, "rematerialize=True"),
     "Keras' accumulation left in place": (
@@ -213,6 +233,31 @@ MISTAKES = {
     ),
     "optimizer for the learning rate": (lambda: Optimizer(Adam()), TypeError, "inner=Adam(...)"),
     "class of an optimizer": (lambda: Optimizer(inner=Adam), TypeError, "Adam(...)"),
+    "name of an optimizer of this library": (
+        lambda: Optimizer(inner="radam"),
+        ValueError,
+        "inner=tensorflow_ranger.RAdam(...)",
+    ),
+    "momentum beside another optimizer": (
+        lambda: Optimizer(1e-3, momentum=0.9, inner="adam"),
+        ValueError,
+        "It takes amsgrad, beta_1",
+    ),
+    "window as text": (
+        lambda: Optimizer(accumulation_steps="4"),
+        ValueError,
+        "an integer >= 1",
+    ),
+    "lookahead as its k": (
+        lambda: Optimizer(lookahead=5),
+        TypeError,
+        "Use tensorflow_ranger.Lookahead()",
+    ),
+    "clipping as its factor": (
+        lambda: Optimizer(adaptive_clipping=0.01),
+        TypeError,
+        "Use tensorflow_ranger.AdaptiveGradientClipping()",
+    ),
     "misspelt optimizer": (lambda: Optimizer(inner="adamm"), ValueError, "Did you mean 'adam'?"),
     "learning rate beside an optimizer": (
         lambda: Optimizer(1e-3, inner=Adam()),
@@ -271,6 +316,36 @@ MISTAKES = {
         lambda: ranger.AccumulationSchedule([1, 4]),
         TypeError,
         "Use {0: 1, 1000: 4}",
+    ),
+    "schedule that begins late": (
+        lambda: ranger.AccumulationSchedule({1000: 4}),
+        ValueError,
+        "Add what comes first, such as 0: 1",
+    ),
+    "norms without micro-batches": (
+        lambda: fit(compiled(), callbacks=[callbacks.GradientNorm()]),
+        ValueError,
+        "Call microbatch(model, size) before fit",
+    ),
+    "conflicts of no tasks": (
+        lambda: fit(microbatch(compiled(), 16), callbacks=[callbacks.TaskConflicts()]),
+        ValueError,
+        'Call multitask(model, combine="sum")',
+    ),
+    "tasks as a list": (
+        lambda: multitask(compiled(), "upgrad", tasks=["first", "second"]),
+        ValueError,
+        "map the name of each task to a list",
+    ),
+    "tasks of no output": (
+        lambda: fit(multitask(compiled(), "upgrad", tasks={"a": ["first"], "b": ["third"]})),
+        ValueError,
+        "A loss has the name of its output",
+    ),
+    "rule to rescale that is none": (
+        lambda: ranger.rescale_for_batch(Adam(), from_batch=32, to_batch=64, rule="square"),
+        ValueError,
+        'Take "sqrt" for Adam',
     ),
     "one task": (
         lambda: fit(multitask(compiled(), "pcgrad")),
@@ -349,6 +424,11 @@ MISTAKES = {
         ValueError,
         "a row for each sample",
     ),
+    "verify of a batch that is not split": (
+        lambda: verify(compiled(), (X, Y), 64),
+        ValueError,
+        "Give a smaller size",
+    ),
     "size before the batch": (
         lambda: verify(compiled(), 16, (X, Y)),
         ValueError,
@@ -371,6 +451,27 @@ MISTAKES = {
         "Reduce the loss over all its axes",
     ),
     "loss without a value": (lambda: accumulate(print), TypeError, "a scalar tensor"),
+    "loss with metrics in a dict": (
+        lambda: accumulate(lambda *arguments: (keras.ops.zeros(()), {"accuracy": 0.5})),
+        TypeError,
+        "Set has_aux=True",
+    ),
+    "aux without metrics": (
+        lambda: accumulate_gradients(
+            lambda *arguments: keras.ops.zeros(()),
+            variables(compiled()),
+            (X, Y),
+            16,
+            has_aux=True,
+        ),
+        TypeError,
+        "must return a pair (loss, aux)",
+    ),
+    "scalar in the batch": (
+        lambda: accumulate(lambda *_: None, (X, Y, np.float32(0.5))),
+        ValueError,
+        "Let loss_fn close over",
+    ),
     "data set to accumulate": (
         lambda: accumulate(lambda *_: None, Batches()),
         ValueError,
@@ -419,6 +520,11 @@ def fit_loss_of_no_output():
     fit(microbatch(model, 16), y={"first": Y, "second": Y})
 
 
+def hardest(y_true, y_pred):
+    losses = keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1)
+    return keras.ops.top_k(losses, 20)[0]
+
+
 # Python's and Keras' own errors do not name the remedy: the page does.
 ERRORS_OF_OTHERS = {
     "microbatch before compile": (
@@ -430,6 +536,25 @@ ERRORS_OF_OTHERS = {
         lambda: multitask(compiled(), combination="pcgrad"),
         TypeError,
         "got an unexpected keyword argument",
+    ),
+    "micro-batch as an argument of fit": (
+        lambda: fit(compiled(), microbatch=16),
+        TypeError,
+        "got an unexpected keyword argument",
+    ),
+    "no size": (
+        lambda: microbatch(compiled()),
+        TypeError,
+        "missing 1 required positional argument: 'size'",
+    ),
+    "loss of a fixed number of samples": (
+        lambda: fit(microbatch(compiled(loss=hardest), 16)),
+        (ValueError, RuntimeError),
+        {
+            "tensorflow": "input must have last dimension >= k",
+            "jax": "k argument to top_k must be no larger than size along axis",
+            "torch": "selected index k out of range",
+        }[BACKEND],
     ),
     "targets of another length": (
         lambda: fit(microbatch(compiled(), 16), y=Y[:10]),

@@ -53,16 +53,21 @@ class MomentumFold:
             variables: List of the variables that are trained.
             dtype: Name of the dtype of the sum, or None for `accumulator_dtype`'s choice.
         """
-        # Keras makes its SGD a class of its own on PyTorch; a user's subclass may do anything.
-        is_keras = type(optimizer).__module__.startswith("keras.")
-        if not (is_keras and isinstance(optimizer, keras.optimizers.SGD) and optimizer.momentum):
-            return False
-        if any(getattr(optimizer, name) for name in _CHANGE_THE_GRADIENT):
+        if not MomentumFold.is_linear(optimizer):
             return False
         own = [keras.backend.standardize_dtype(variable.dtype) for variable in variables]
         return own == [accumulator_dtype(each, dtype) for each in own] and not any(
             getattr(variable, "overwrite_with_gradient", False) for variable in variables
         )
+
+    @staticmethod
+    def is_linear(optimizer):
+        """Return whether the update of `optimizer` is the one above, as it is set now."""
+        # Keras makes its SGD a class of its own on PyTorch; a user's subclass may do anything.
+        is_keras = type(optimizer).__module__.startswith("keras.")
+        if not (is_keras and isinstance(optimizer, keras.optimizers.SGD) and optimizer.momentum):
+            return False
+        return not any(getattr(optimizer, name) for name in _CHANGE_THE_GRADIENT)
 
     def beside_the_optimizer(self):
         """Return an accumulator that leaves the momentum alone until the batch ends."""

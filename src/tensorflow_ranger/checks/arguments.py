@@ -52,8 +52,11 @@ def accumulator_dtype(value):
     """
     if value is None:
         return None
-    name = keras.backend.standardize_dtype(value)
-    if not keras.backend.is_float_dtype(name):
+    try:
+        name = keras.backend.standardize_dtype(value)
+    except ValueError:
+        name = None  # Keras knows no such dtype
+    if name is None or not keras.backend.is_float_dtype(name):
         raise ValueError(
             f"accumulator_dtype must be a floating dtype: got {value!r}. "
             'Use "float32", or None for the default.'

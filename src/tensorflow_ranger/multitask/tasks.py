@@ -63,7 +63,7 @@ class Tasks:
         if sorted(wanted) != sorted(names):
             raise ValueError(
                 f"tasks must hold each compiled loss once: got {', '.join(wanted)}, and the model "
-                f"has {', '.join(names) or 'none'}. A loss is called as its output is."
+                f"has {', '.join(names) or 'none'}. A loss has the name of its output."
             )
         if len(members) < 2:
             raise ValueError(

@@ -11,6 +11,15 @@ from tensorflow_ranger.checks import arguments
 # Arguments that an inner optimizer must do without, and what to suggest in their place.
 _REPLACED = {"gradient_accumulation_steps": "accumulation_steps", "loss_scale_factor": None}
 
+# What to write for names of optimizers that are not Keras'.
+_OWN = {
+    **{
+        name.lower(): f"Give the optimizer itself: inner=tensorflow_ranger.{name}(...)."
+        for name in ("RAdam", "Ranger", "Ranger21")
+    },
+    "lookahead": "Lookahead goes around it: lookahead=tensorflow_ranger.Lookahead().",
+}
+
 # What Keras' optimizers take as their learning rate.
 LearningRate = float | keras.optimizers.schedules.LearningRateSchedule | Callable
 
@@ -97,8 +106,11 @@ def _remedy(identifier):
 
 
 def _nearest(identifier):
+    given = str(identifier).lower()
+    if given in _OWN:
+        return _OWN[given]
     names = [name.lower() for name in dir(keras.optimizers) if name[0].isupper()]
-    matches = difflib.get_close_matches(str(identifier).lower(), names, n=1)
+    matches = difflib.get_close_matches(given, names, n=1)
     return f"Did you mean {matches[0]!r}?" if matches else "See keras.optimizers for their names."
 
 

@@ -213,9 +213,11 @@ def _checked_loss(result):
     pair = result if isinstance(result, tuple | list) else (result, 1)
     if len(pair) == 2 and _is_scalar_tensor(pair[0]) and _is_scalar(pair[1]):
         return tuple(pair) if pair is result else (result, None)
+    is_aux = len(pair) == 2 and _is_scalar_tensor(pair[0])
+    remedy = "Set has_aux=True" if is_aux else "Reduce the loss over all its axes"
     raise TypeError(
         "loss_fn must return a scalar tensor, the mean loss of the micro-batch, or a pair of "
-        f"scalars (summed_loss, mass): got {_describe(result)}. Reduce the loss over all its axes."
+        f"scalars (summed_loss, mass): got {_describe(result)}. {remedy}."
     )
 
 

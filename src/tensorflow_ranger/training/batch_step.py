@@ -155,25 +155,28 @@ class BatchStep(TwoPasses):
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         samples = self.count(x)
+        fraction = samples / totals.samples
         # What Keras on PyTorch makes of weights depends on how many steps are padding.
         given = sample_weight if self.padding is None else copies(sample_weight)
 
         def share(weights):
             with self._scope(weights, state, rows_of(x)) as scope:
-                y_pred = self.differentiated_call(x)
-                metrics = [scope.get_current_value(v) for v in self.metrics]
+                y_pred, metrics = self.differentiated_call(x), None
                 if self.head is not None:
                     seen = y, y_pred, sample_weight
+                    metrics = self._metrics_after(scope, state, fraction)
                     found, metrics = self.head.shares(self, seen, totals, metrics)
-                    found = self.compiled_losses.with_added(found, samples / totals.samples)
+                    found = self.compiled_losses.with_added(found, fraction)
                 elif slopes is not None:
-                    found = self._pulled_back(y_pred, samples / totals.samples, slopes)
+                    found = self._pulled_back(y_pred, fraction, slopes)
                 elif self.cuts:  # a batch that is one micro-batch needs no second pass
                     found = self.compiled_losses.of_batch(
                         x, y, y_pred, sample_weight, samples, self._dtype
                     )
                 else:
                     found = self.compiled_losses.of(x, y, y_pred, sample_weight, samples, totals)
+                if metrics is None:  # a loss of the model's own may have updated some, too
+                    metrics = self._metrics_after(scope, state, fraction)
                 assigned = state.assigned
                 if slopes is None:
                     assigned = [scope.get_current_value(v) for v in self.loss_state]
@@ -198,7 +201,6 @@ class BatchStep(TwoPasses):
             # Keras' metrics take means over all steps.
             seen = y, y_pred, given
             seen = seen if self.padding is None else self.padding.filled(*seen)
-            fraction = samples / totals.samples
             metrics = self.metrics_of_batch.added(state.metrics, metrics, seen, fraction)
         if replica_weight is not None:
             samples = samples * replica_weight
@@ -225,6 +227,10 @@ class BatchStep(TwoPasses):
             norms=norms,
         )
         return found.sums, state, with_masks(y_pred) if self.gathers else None
+
+    def _metrics_after(self, scope, state, fraction):
+        values = [scope.get_current_value(v) for v in self.metrics]
+        return self.metrics_of_batch.after_call(state.metrics, values, fraction)
 
     def finish(self, sums, state, rows, data=None, outputs=()):
         """Update the model and its metrics with the batch; return the logs.

@@ -147,10 +147,15 @@ class CompiledLosses(MatchedLosses):
         """Learn that in no loss samples meet, nor the rows of a sample."""
         self._are_per_row = True
 
-    def suspect(self, places):
-        """Take the batch's outputs for the losses at `places`: samples meet in them."""
+    def suspect(self, places, may="meet"):
+        """Take the batch's outputs for the losses at `places`.
+
+        Args:
+            places: Places of losses in which samples meet, or may meet.
+            may: "meet", or "may meet" where they could not be compared.
+        """
         if places:
-            self.whole_reason = f"samples meet in the loss {self.name(places[0])}"
+            self.whole_reason = f"samples {may} in the loss {self.name(places[0])}"
 
     @property
     def questions(self):

@@ -71,7 +71,7 @@ class Examination:
         is_noisy = self._is_random or self._state.has_normalizations
         found = []
         for place in self._state.unclear:
-            begun, *after = (look.state[place] for look in looks)
+            begun, *after = (look.state[place] for look in looks.real)
             kind, decay, adds, is_certain = probe.kind_of_state(
                 begun, after, fraction, tolerance, is_noisy
             )
@@ -95,25 +95,19 @@ class Examination:
             found.append((name, kind, is_certain))
         self._compiled_losses.learn(sums)
         self._compiled_losses.suspect(
-            [
-                place
-                for place, whole, first, second in zip(
-                    shares.suspects,
-                    looks.whole.values,
-                    looks.first.values,
-                    looks.second.values,
-                    strict=True,
-                )
-                if probe.samples_meet(whole, first, second, tolerance)
-            ]
+            [place for i, place in enumerate(shares.suspects) if _samples_meet(looks, i, tolerance)]
         )
-        self._metrics.learn(looks.whole.metrics, looks.continued.metrics, tolerance)
+        pairs = [(looks.whole, looks.continued), (looks.among_invented, looks.invented)]
+        self._metrics.learn([(one.metrics, other.metrics) for one, other in pairs], tolerance)
+        passes = (looks.begun, looks.whole, looks.first, looks.continued)
+        self._metrics.learn_own([look.metrics for look in passes], fraction)
         return _warned(found)
 
     def _warn_unmeasured(self, why):
         names = [f"the state {self._state.name(place)}" for place in self._state.unclear]
         names += self._compiled_losses.questions
         self._metrics.assume_of_batch()
+        self._compiled_losses.suspect(self._compiled_losses.suspects, "may meet")  # right for any
         if names:
             warnings.warn(
                 f"In micro-batches {'; '.join(names)} is taken for a mean over samples: it could "
@@ -122,6 +116,15 @@ class Examination:
                 stacklevel=2,
             )
         return names
+
+
+def _samples_meet(looks, i, tolerance):
+    """Return whether what a loss makes of some samples depends on those beside them."""
+    whole, first, second = looks.whole.values[i], looks.first.values[i], looks.second.values[i]
+    if probe.samples_meet(whole, first, second, tolerance):
+        return True
+    invented = looks.among_invented.values[i : i + 1]
+    return any(probe.samples_meet(values, first, first[:0], tolerance) for values in invented)
 
 
 def _warned(found):

@@ -9,20 +9,14 @@ from keras import ops
 
 from tensorflow_ranger.accumulation.buffer import accumulator_dtype
 from tensorflow_ranger.backend import added_gradients, arrays, draws, keras_internals
-from tensorflow_ranger.backend.batches import count, cut, resized, rows_of, slices
+from tensorflow_ranger.backend.batches import count, resized, rows_of, slices
 from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.backend.phases import LoopState
 from tensorflow_ranger.backend.placed_draws import PlacedDraws, measured
 from tensorflow_ranger.training.call_scope import CallScope, lasting
 from tensorflow_ranger.training.compiled_losses import CompiledLosses, copies
-from tensorflow_ranger.training.examination import Examination
 from tensorflow_ranger.training.layer_state import CARRIED, LayerState
-from tensorflow_ranger.training.metrics_of_batch import (
-    MetricsOfBatch,
-    masked,
-    with_masks,
-)
-from tensorflow_ranger.training.probe import Look, Looks
+from tensorflow_ranger.training.metrics_of_batch import MetricsOfBatch
 from tensorflow_ranger.training.rematerialization.caller import freeing
 from tensorflow_ranger.training.whole_loss import WholeLoss
 
@@ -122,6 +116,7 @@ class ForwardPasses:
                 seen = self.head.first_rows(*seen)
             self.whole_loss.find(seen[1])
             by_layers = {id(v) for v in scope.assigned}
+            self.metrics_of_batch.find_own(scope.assigned, self.compiled_losses.is_own)
             self.compiled_losses.inspect(*seen)
             if self.compiled_losses.is_whole:
                 weight = copies(sample_weight)
@@ -177,67 +172,6 @@ class ForwardPasses:
     def _call_once(self, x):
         with self._scope(rows=rows_of(x)):
             return self.call(x)
-
-    def examine(self, run, data, size):
-        """Find out what `prepare` left open.
-
-        Args:
-            run: Function that calls `probe` on samples and returns its `Looks` as arrays.
-            data: Tuple ``(x, y, sample_weight)`` of the batch.
-            size: Samples per micro-batch.
-        """
-        losses = self.compiled_losses
-        asks = losses.questions or losses.suspects
-        if asks or self.state.unclear or self.metrics_of_batch.unclear:
-            is_random = bool(self.unplaced)
-            examination = Examination(self.state, losses, self.metrics_of_batch, is_random)
-            self.unknown = examination.run(run, data, size)
-            self.is_settled = examination.is_settled
-        self.state.find_normalizations()
-
-    def probe(self, data):
-        """Return the `Looks` at some samples, whole and in two halves. Nothing is assigned."""
-        half = count(data) // 2
-        first, second = cut(data, 0, half), cut(data, half, count(data) - half)
-        initial = self.initial()
-        begun = Look(initial.layers.values, [], initial.metrics, [])
-        whole, y_pred = self._look(data, initial)
-        one, _ = self._look(first, initial, cut(y_pred, 0, half))
-        rest = cut(y_pred, half, count(data) - half)
-        later = initial._replace(samples=ops.cast(half, self._dtype), place=initial.place + half)
-        layers = self.state.continued(initial.layers, one.state)
-        gone_on = later._replace(metrics=one.metrics, layers=layers)
-        return Looks(
-            begun,
-            whole,
-            one,
-            self._look(second, later, rest)[0],
-            self._look(second, gone_on, rest, carried=(CARRIED, None))[0],
-        )
-
-    def _look(self, data, begun, given=None, carried=(CARRIED,)):
-        """Return a `Look`, and the outputs with their masks.
-
-        Args:
-            data: Tuple ``(x, y, sample_weight)`` of some samples.
-            begun: `LoopState` that they begin with.
-            given: Outputs and masks of these samples when more ran with them: losses and metrics
-                are compared at the same outputs, whatever layers draw.
-            carried: Kinds of layers' state that go on from the samples before.
-        """
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with self._scope(None, begun, rows_of(x), carried) as scope, self._freeing():
-            y_pred = self.call(x)
-            outputs = with_masks(y_pred)
-            if given is not None and not (self.compiled_losses.is_own and self.model.losses):
-                y_pred = masked(*given)
-            answers = self.compiled_losses.answers(x, y, y_pred, copies(sample_weight))
-            values = self.compiled_losses.values_of_suspects(y, y_pred, copies(sample_weight))
-            state = self.state.read(scope)
-        metrics = begun.metrics
-        if self.head is None:
-            metrics = self.metrics_of_batch.updated(metrics, y, y_pred, copies(sample_weight))
-        return Look(state, answers, metrics, values), outputs
 
     @property
     def losses(self):

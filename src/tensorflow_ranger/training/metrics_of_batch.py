@@ -9,6 +9,7 @@ from keras import ops
 
 from tensorflow_ranger.backend import keras_internals, replicas
 from tensorflow_ranger.training.call_scope import CallScope
+from tensorflow_ranger.training.probe import adds_up
 
 _OF_BATCH = (keras.losses.dice, keras.losses.tversky)
 
@@ -22,7 +23,8 @@ class MetricsOfBatch:
     the batch (an F1 score, a maximum) does not: it is called once per batch, on the outputs of all
     micro-batches, as Keras calls it. Where these would be larger than `MOST_BYTES`, or where
     replicas meet within one compiled step, it is called for each micro-batch, and weighed by
-    samples.
+    samples. So is a metric that a layer gives the mean of its samples, such as the divergence in a
+    variational autoencoder: it is not at hand after the forward pass.
 
     Args:
         model: A compiled Keras model.
@@ -33,6 +35,9 @@ class MetricsOfBatch:
         self._bytes = 0
         self._of_batch = set()
         self._are_per_row = False
+        self._outputs_are_numbers = False
+        self._means = set()
+        self.own = []  #: Metrics that are updated in the forward pass: each a list of variables.
         self.gathers = False
 
     @property
@@ -41,6 +46,8 @@ class MetricsOfBatch:
         compiled = keras_internals.compiled_metrics(self._model)
         if compiled is None or self._are_per_row:
             return []
+        if self._outputs_are_numbers:
+            return list(compiled.metrics)
         return [metric for metric in compiled.metrics if not _adds_up(metric)]
 
     def find(self, y_pred, samples):
@@ -50,22 +57,62 @@ class MetricsOfBatch:
             math.prod(size or 0 for size in shape) * _itemsize(dtype) for shape, dtype in shapes
         )
         self._bytes = per_sample * (samples or 0)
+        # Of outputs without a second axis Keras' functions take the mean over the batch.
+        self._outputs_are_numbers = any(len(shape) == 0 for shape, _ in shapes)
 
-    def learn(self, whole, parts, tolerance):
+    def find_own(self, assigned, has_own_loss):
+        """Learn which metrics are not those of `compile`.
+
+        Args:
+            assigned: The variables that a forward pass has assigned.
+            has_own_loss: Whether the model's own loss may update metrics, too.
+        """
+        compiled = keras_internals.compiled_metrics(self._model)
+        known = set() if compiled is None else {id(v) for v in compiled.variables}
+        seen = {id(v) for v in assigned}
+        self.own = [
+            metric.variables
+            for metric in self._model.metrics
+            if known.isdisjoint(map(id, metric.variables))
+            and (has_own_loss or not seen.isdisjoint(map(id, metric.variables)))
+        ]
+
+    def learn(self, pairs, tolerance):
         """Find the metrics whose variables differ between a batch and its parts.
 
         Args:
-            whole: The metrics' variables after an update with all samples.
-            parts: Those after updates with one part after the other.
+            pairs: List of pairs: the metrics' variables after an update with all samples, and
+                those after updates with one part after the other.
             tolerance: Relative difference that rounding explains.
         """
         variables = self._model.metrics_variables
-        values = dict(zip(map(id, variables), zip(whole, parts, strict=True), strict=True))
+        values = [
+            dict(zip(map(id, variables), zip(whole, parts, strict=True), strict=True))
+            for whole, parts in pairs
+        ]
 
         def differs(metric):
-            return any(not _same(*values[id(v)], tolerance) for v in metric.variables)
+            return any(
+                not _same(*each[id(v)], tolerance) for each in values for v in metric.variables
+            )
 
         self._take([metric for metric in self.unclear if differs(metric)])
+
+    def learn_own(self, looks, fraction):
+        """Find the metrics that the forward pass gives means over its samples.
+
+        Args:
+            looks: Lists of the metrics' variables before, after all samples, after the first part,
+                and after the rest that followed it.
+            fraction: Fraction of the samples in the first part.
+        """
+        places = {id(v): i for i, v in enumerate(self._model.metrics_variables)}
+        for variables in self.own:
+            begun, whole, first, continued = (
+                [look[places[id(v)]] for v in variables] for look in looks
+            )
+            if not adds_up(begun, whole, first, continued, fraction):
+                self._means.update(id(v) for v in variables)
 
     def know_rows_apart(self):
         """Learn that all metrics add up over rows of outputs."""
@@ -103,6 +150,21 @@ class MetricsOfBatch:
             compiled.update_state(y, y_pred, sample_weight)
         return [scope.get_current_value(v) for v in variables]
 
+    def after_call(self, before, values, fraction):
+        """Return the metrics' variables after a micro-batch's forward pass.
+
+        Args:
+            before: Their values before the micro-batch.
+            values: Their values as the layers left them.
+            fraction: Scalar; the micro-batch's fraction of the batch's samples.
+        """
+        return [
+            _moved(old, new, fraction) if id(variable) in self._means else new
+            for variable, old, new in zip(
+                self._model.metrics_variables, before, values, strict=True
+            )
+        ]
+
     def added(self, before, values, seen, fraction):
         """Return the metrics' variables after a micro-batch.
 
@@ -119,8 +181,7 @@ class MetricsOfBatch:
             if self.gathers:
                 updated[place] = values[place]
             else:
-                gained = updated[place] - before[place]
-                updated[place] = before[place] + gained * ops.cast(fraction, gained.dtype)
+                updated[place] = _moved(before[place], updated[place], fraction)
         return updated
 
     def of_samples(self):
@@ -176,6 +237,11 @@ def _adds_up(metric):
         (thing.__module__ or "").split(".")[0] == "keras"
         for thing in (type(metric), function if callable(function) else type(function))
     )
+
+
+def _moved(before, after, fraction):
+    gained = after - before
+    return before + gained * ops.cast(fraction, gained.dtype)
 
 
 def _same(whole, parts, tolerance):

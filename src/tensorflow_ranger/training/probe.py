@@ -33,6 +33,13 @@ class Looks(NamedTuple):
     first: Look
     second: Look
     continued: Look  #: The second half, from the state and the metrics that the first one left.
+    among_invented: Look  #: Metrics and values: the first half before samples that no data has.
+    invented: Look  #: Metrics: these samples, from the metrics that the first half left.
+
+    @property
+    def real(self):
+        """The passes over samples of the data, `begun` first."""
+        return self[:5]
 
 
 def kind_of_number(whole, first, second, fraction, tolerance, is_noisy):
@@ -67,6 +74,26 @@ def samples_meet(whole, first, second, tolerance):
     parts = np.concatenate([first, second])
     scale = max(_largest(whole), _largest(parts))
     return not _largest(whole - parts) <= tolerance * scale
+
+
+def adds_up(begun, whole, first, continued, fraction):
+    """Return whether a metric's variables move by a sum over samples, rather than by a mean.
+
+    Args:
+        begun: List of the variables' values before.
+        whole: Their values after all samples.
+        first: Those after the first part.
+        continued: Those after the rest, from what the first part left.
+        fraction: Fraction of the samples in the first part.
+    """
+    as_sum = as_mean = 0.0
+    for old, both, one, gone_on in zip(begun, whole, first, continued, strict=True):
+        old, both, one, gone_on = (np.asarray(v, "float64") for v in (old, both, one, gone_on))
+        mean = old + fraction * (one - old) + (1 - fraction) * (gone_on - one)
+        scale = max(_largest(both - old), _largest(gone_on - old)) or 1.0
+        as_sum += _largest(both - gone_on) / scale
+        as_mean += _largest(both - mean) / scale
+    return bool(as_sum <= as_mean)
 
 
 def is_nearer_to_sum(whole, first, second, fraction):

@@ -171,8 +171,11 @@ class StepMaker:
         return what
 
     def _kind_of(self, data):
-        # Which leaves are there decides what a step computes.
-        kind = (self.norms is None, *(leaf is None for leaf in keras.tree.flatten(data)))
+        # Which leaves are there decides what a step computes. Where steps are not compiled, so do
+        # settings of the optimizer that are assigned between batches.
+        is_live = steps.ADDS_IN_PLACE or self._model.run_eagerly
+        is_linear = is_live and MomentumFold.is_linear(self._model.optimizer)
+        kind = (is_linear, self.norms is None, *(leaf is None for leaf in keras.tree.flatten(data)))
         if self.padding is not None:
             # What layers draw for a sample depends on its padded size.
             kind = (*kind, *Padding(self._model, self.padding, False).sizes_of(data[0]))

@@ -46,6 +46,7 @@ class TrainFunction:
     def __init__(self, model, size, *, limit=None, **settings):
         self._model = model
         self.maker = StepMaker(model, **settings)
+        self._optimizer = None
         self._is_inert = False
         self._limit = limit
         self.is_whole = size == WHOLE
@@ -68,10 +69,11 @@ class TrainFunction:
         require_whole_windows(model)
         require_single_update(model.optimizer)
         self.maker.norms = None  # those of another `fit`: GradientNorm sets them after this
-        if model.train_function is not None and not force:
+        is_made = model.train_function is not None and model.optimizer is self._optimizer
+        if is_made and not force:
             require_same_variables(model, self._variables)
             return
-        self._variables = list(model.trainable_variables)
+        self._variables, self._optimizer = list(model.trainable_variables), model.optimizer
         if keras.config.backend() == "torch" and model.steps_per_execution > 1:
             raise ValueError(
                 "`steps_per_execution` must be 1 with the PyTorch backend: got "

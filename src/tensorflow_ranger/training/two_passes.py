@@ -6,11 +6,11 @@ from keras import ops
 from tensorflow_ranger.backend import added_gradients, arrays, replicas
 from tensorflow_ranger.backend.batches import rows_of
 from tensorflow_ranger.backend.phases import BatchOutputs, BatchPart, Slopes
+from tensorflow_ranger.training.compared_passes import ComparedPasses
 from tensorflow_ranger.training.compiled_losses import copies
-from tensorflow_ranger.training.forward_passes import ForwardPasses
 
 
-class TwoPasses(ForwardPasses):
+class TwoPasses(ComparedPasses):
     """The phases that a loss of the whole batch needs beside those of `BatchStep`.
 
     Args:

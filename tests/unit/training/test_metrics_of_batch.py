@@ -133,6 +133,61 @@ def test_masks_reach_the_metric():
     assert_trains_as_plain(token_model, tokens, y, tolerance=1e-5)
 
 
+def by_class(y_true, y_pred):
+    """One number per sample, weighted by how rare its class is in the batch."""
+    positive = ops.mean(y_true)
+    return ops.mean(ops.abs(y_true - y_pred), axis=-1) / (ops.mean(y_true, axis=-1) + positive + 1)
+
+
+def test_samples_that_meet_only_in_rare_samples_are_found():
+    x, _ = data(72)
+    y = np.zeros((72, 2), "float32")
+    y[[30, 60]] = 1  # no sample among the first ones, which are compared
+    assert_trains_as_plain(
+        lambda: make(lambda: [by_class]), x, y, sizes=(5,), batch_size=36, tolerance=1e-5
+    )
+
+
+def test_outputs_without_a_second_axis():
+    def numbers():
+        keras.utils.set_random_seed(1)
+        metrics = ["mae", keras.metrics.RootMeanSquaredError()]
+        model = keras.Sequential([keras.Input((6,)), layers.Dense(1), layers.Reshape(())])
+        model.compile("sgd", "mse", metrics=metrics, jit_compile=BACKEND == "jax")
+        return model
+
+    x, y = data(36)
+    assert_trains_as_plain(numbers, x, y[:, 0], batch_size=13, tolerance=1e-5)
+
+
+class Watched(layers.Layer):
+    """Follows the mean and the sum of what it is given, as layers of autoencoders do."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = keras.metrics.Mean(name="mean")
+        self.each = keras.metrics.Mean(name="each")
+        self.sum = keras.metrics.Sum(name="sum")
+
+    def call(self, x):
+        squares = ops.mean(ops.square(x), axis=-1)
+        self.mean.update_state(ops.mean(squares))
+        self.each.update_state(squares)
+        self.sum.update_state(squares)
+        return x
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="Keras' own step on JAX fails there")
+def test_metrics_that_layers_update():
+    def watched():
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.Input((6,)), layers.Dense(5), Watched(), layers.Dense(2)])
+        model.compile("sgd", "mse", metrics=["mae"], jit_compile=BACKEND == "jax")
+        return model
+
+    assert_trains_as_plain(watched, *data(38), batch_size=12, tolerance=1e-5)
+
+
 def test_outputs_that_are_too_large_are_not_held(monkeypatch):
     monkeypatch.setattr(metrics_of_batch, "MOST_BYTES", 10)
     model = ranger.microbatch(make(lambda: [largest, "mae"]), 5)

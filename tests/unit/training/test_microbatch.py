@@ -194,6 +194,30 @@ def test_a_subclass_named_sgd_keeps_its_own_update():
         assert_same_weights(parts, whole, 1e-5)
 
 
+def replaced(model):
+    model.optimizer = keras.optimizers.SGD(0.03, momentum=0.9)
+
+
+def clipped(model):
+    model.optimizer.clipnorm = 0.1
+
+
+def nesterov(model):
+    model.optimizer.nesterov = True
+
+
+@pytest.mark.parametrize("change", [replaced, clipped, nesterov])
+def test_the_optimizer_is_changed_between_fits(change):
+    # Compiled steps of Keras do not look again.
+    whole, parts = (dense_model(optimizer=momentum(), run_eagerly=True) for _ in range(2))
+    ranger.microbatch(parts, SIZE)
+    for model in (whole, parts):
+        fit(model)
+        change(model)
+        fit(model)
+    assert_same_weights(parts, whole, 1e-5)
+
+
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="Keras refuses it on PyTorch alone")
 def test_several_batches_in_a_step_are_refused_as_keras_refuses_them():
     model = ranger.microbatch(dense_model(steps_per_execution=4), SIZE)

@@ -185,6 +185,14 @@ def test_a_metric_that_the_loss_updates_after_evaluate(float64):
     np.testing.assert_allclose(history["quadrupled"], 4 * np.array(history["loss"]), rtol=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["shares", None])
+def test_a_metric_that_the_loss_updates_in_a_short_batch(float64, loss):
+    whole, parts = network("mse", cls=Counting), network("mse", cls=Counting)
+    ranger.microbatch(parts, 4, loss=loss)
+    expected, actual = (fit(model, *data(14), 12).history for model in (whole, parts))
+    np.testing.assert_allclose(actual["quadrupled"], expected["quadrupled"], rtol=1e-6)
+
+
 def test_dropout_is_the_same_in_both_passes(float64):
     def make():
         keras.utils.set_random_seed(1)
@@ -259,6 +267,53 @@ def test_samples_that_meet_in_a_loss_per_sample_are_found(float64):
     )
     fit(model, *data(36), 12)
     assert "samples meet in the loss 'softmax_over_batch'" in model.microbatch_plan.loss
+
+
+def balanced(y_true, y_pred):
+    """One number per sample, weighted by how rare its class is in the batch."""
+    positive = ops.mean(y_true[:, 0])
+    weights = ops.where(y_true > 0.5, 1 / (positive + 0.01), 1 / (1.01 - positive))
+    return ops.mean(weights * ops.square(y_true - y_pred), axis=-1)
+
+
+def mined(y_true, y_pred):
+    """One number per sample, weighted by how many the model finds."""
+    found = ops.mean(ops.cast(y_pred[:, 0] > 2.0, y_pred.dtype))
+    return (1 + found) * squared(y_true, y_pred)
+
+
+@pytest.mark.parametrize("loss", [balanced, mined])
+def test_samples_that_meet_only_in_rare_samples_are_found(float64, loss):
+    x, _ = data(72)
+    y = np.zeros((72, 2))
+    y[[30, 33, 60]] = 1  # no sample among the first ones, which are compared
+    if loss is mined:
+        x[30:33] *= 100
+    assert_trains_as_plain(
+        lambda: network(loss, optimizer=keras.optimizers.SGD(0.1)),
+        x,
+        y,
+        sizes=(5,),
+        tolerance=TOLERANCE,
+        batch_size=36,
+    )
+
+
+def test_targets_that_the_loss_refuses_are_not_invented():
+    def positive(y_true, y_pred):
+        if keras.config.backend() == "torch":
+            assert bool((y_true > 0).all())
+        elif keras.config.backend() == "tensorflow":
+            import tensorflow as tf
+
+            with tf.control_dependencies([tf.debugging.assert_positive(y_true)]):
+                y_true = tf.identity(y_true)
+        return squared(y_true, y_pred)
+
+    x, y = data(24)
+    model = ranger.microbatch(network(positive), 5)
+    fit(model, x, np.abs(y) + 0.1, 12)
+    assert not is_whole(model)
 
 
 @pytest.mark.parametrize("loss", [squared, "mse", keras.losses.Huber()])

@@ -1,5 +1,6 @@
 """Whether a model's losses and metrics are sums over the rows of outputs: tried on a few rows."""
 
+import contextlib
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ from tensorflow_ranger.training.chunked_head.rows import (
     weights_as_rows,
 )
 from tensorflow_ranger.training.compiled_losses import CompiledLosses, copies
+from tensorflow_ranger.training.invented import among_targets
 from tensorflow_ranger.training.metrics_of_batch import MetricsOfBatch
 
 _SAMPLES, _STEPS = 4, 3  # that are tried, at most
@@ -26,7 +28,7 @@ class RowsTried:
     """Compares losses and metrics of a few samples with those of their rows in two chunks.
 
     The outputs and weights are random, and half of the outputs are near to their targets: what a
-    metric counts is to be found.
+    metric counts is to be found. The targets are compared once more beside invented ones.
 
     Args:
         model: A compiled and built Keras model.
@@ -54,6 +56,10 @@ class RowsTried:
                 "a loss or a metric cannot be called on some of the rows of outputs "
                 f"({type(error).__name__}: {error})"
             )
+        if self.reason is None and count(y) > 1:
+            others = among_targets(y, count(y) // 2)
+            with contextlib.suppress(Exception):  # a loss may refuse such targets
+                self.reason = self._of_losses(*self._seen_both_ways(others, weight, self._mask(y)))
 
     def _few(self, leaf):
         """Return a few steps, from all of a sample, of a few samples."""
@@ -90,6 +96,12 @@ class RowsTried:
         return ops.convert_to_tensor(logits + 9.0 * target * near, self._head.dtype)
 
     def _compare(self, y, sample_weight, mask):
+        whole, parts, number = self._seen_both_ways(y, sample_weight, mask)
+        shape = _shape_of(y, self._axes)
+        return self._of_losses(whole, parts, number) or self._of_metrics(whole, parts, shape)
+
+    def _seen_both_ways(self, y, sample_weight, mask):
+        """Return what losses see of all rows, what they see of two chunks, and how many rows."""
         axes, logits = self._axes, self._logits_near(y)
         shape = tuple(logits.shape[:-1])
         rows = (
@@ -101,8 +113,7 @@ class RowsTried:
         number = count(rows)
         parts = [(0, number // 2), (number // 2, number - number // 2)]
         parts = [self._seen(*cut(rows, start, size)) for start, size in parts if size]
-        whole = self._seen(y, logits, sample_weight, mask)
-        return self._of_losses(whole, parts, number) or self._of_metrics(whole, parts, shape)
+        return self._seen(y, logits, sample_weight, mask), parts, number
 
     def _seen(self, y, logits, sample_weight, mask):
         """Return targets, outputs and weights."""

@@ -218,7 +218,7 @@ def _sizes(sizes, samples):
         raise ValueError(f"sizes must hold integers: got {sizes!r}. Give [{sizes!r}].")
     if sizes is None:
         uneven = next(size for size in range(2, samples + 2) if samples % size)
-        return sorted({1, max(1, samples // 2), min(uneven, samples)})
+        return sorted({1, max(1, samples // 2), min(uneven, max(1, samples - 1))})
     sizes = [
         arguments.count("sizes", size, "It holds numbers of samples of a micro-batch.")
         for size in sizes

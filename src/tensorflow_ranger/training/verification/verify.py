@@ -126,7 +126,7 @@ def verify(model: keras.Model, batch: Any, size: int) -> Verification:
     Raises:
         TypeError: `model` is not a Keras model.
         ValueError: The model is not compiled, overrides `train_step`, or is trained by several
-            replicas; `size` is no integer >= 1;
+            replicas; `size` is no integer >= 1, or not smaller than the batch without `padding`;
             `batch` is empty, a data set, or without targets, or its arrays have leading axes of
             several sizes.
 
@@ -140,12 +140,17 @@ def verify(model: keras.Model, batch: Any, size: int) -> Verification:
         data = converted(batch)
     samples = samples_of_arrays(data)
     require_targets(model, data)
+    loss, padding = _options_of(model)
+    if size >= samples and padding is None:
+        raise ValueError(
+            f"size must be smaller than the batch, or nothing is split: got size={size} and "
+            f"{samples} samples. Give a smaller size, or more samples."
+        )
     with warnings.catch_warnings():
         # They say what the reasons say.
         warnings.filterwarnings("ignore", category=UserWarning, module="tensorflow_ranger")
         build_without_optimizer(model, data)
         tolerance = math.sqrt(resolution_of(model))
-        loss, padding = _options_of(model)
         whole, parts = run_both(model, data, size, True, loss, padding)
         differences = differences_of(whole, parts, tolerance)
         state = state_differences_of(whole, parts, tolerance)

@@ -98,6 +98,14 @@ def meeting(y_true, y_pred):
     return values - ops.max(values)
 
 
+def balanced(y_true, y_pred):
+    """Return the losses of rows, weighted by how rare their class is."""
+    labels = ops.cast(y_true, "int32")
+    shares = ops.mean(ops.one_hot(ops.reshape(labels, (-1,)), 10), axis=0)
+    values = losses.sparse_categorical_crossentropy(labels, y_pred, from_logits=True)
+    return values / (0.1 + ops.take(shares, labels))
+
+
 REFUSED = {
     "no functional or Sequential model": subclassed,
     "'last' is neither Dense": lambda: model_of(
@@ -118,6 +126,14 @@ def test_what_must_stay_whole_is_refused(reason):
     ranger.microbatch(model, 4, head_chunks=2)
     y = [y, y] if reason == "the model has 2 outputs" else y
     with pytest.raises(ValueError, match=f"head_chunks=2 divides the logits .*{reason}"):
+        fit(model, x, y, SAMPLES)
+
+
+def test_rows_that_meet_only_in_rare_rows_are_found():
+    x, y = data(words=10)
+    y[:4] = 3  # those that are tried
+    model = ranger.microbatch(model_of(layers.Dense(10), balanced), 4, head_chunks=2)
+    with pytest.raises(ValueError, match="not that of each of them"):
         fit(model, x, y, SAMPLES)
 
 
