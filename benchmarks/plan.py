@@ -28,7 +28,7 @@ from tensorflow_ranger.batch_size.search import Search
 from tensorflow_ranger.batch_size.segment_search import SegmentSearch
 
 DEPTH, LIMITS = 16, 20
-LEAST = 10**6  # bytes of the smallest limit: below, what a process holds is noise
+LEAST = 2 * 10**6  # bytes of the smallest limit: below, what a process holds is noise
 BACKEND = keras.config.backend()
 
 

@@ -13,6 +13,8 @@ import pytest
 ABORTED = -signal.SIGABRT
 # Of what a deep model needs, where the search begins: enough for layers that are run again.
 LITTLE = {"torch": 0.4, "tensorflow": 0.375, "jax": 0.28}[keras.config.backend()]
+# Of what such a model with many words needs: enough for logits in chunks.
+FEW = {"torch": 0.4, "tensorflow": 0.4, "jax": 0.4}[keras.config.backend()]
 # Intel's library for TensorFlow aborts where it finds no memory.
 ENVIRONMENT = os.environ | {"TF_ENABLE_ONEDNN_OPTS": "0"}
 
@@ -69,6 +71,17 @@ def test_where_not_even_one_sample_fits_layers_are_run_again(optimizer):
     message = "One sample does not fit the memory: the backward pass runs layers again"
     limited = train_until_out_of_memory(unlimited["bytes"], message, LITTLE, optimizer, "deep")
     assert "layers' calls again" in limited["repeats"]
+    assert_same_training(limited, unlimited)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("optimizer", ["buffer", "fold"])
+def test_where_one_samples_logits_do_not_fit_they_are_computed_in_chunks(optimizer):
+    unlimited = result_of(run(0, optimizer, "words"))
+    assert unlimited["head"] is None
+    message = "One sample does not fit the memory: logits are computed in chunks"
+    limited = train_until_out_of_memory(unlimited["bytes"], message, FEW, optimizer, "words")
+    assert "in chunks of" in limited["head"]
     assert_same_training(limited, unlimited)
 
 

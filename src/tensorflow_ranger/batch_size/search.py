@@ -34,7 +34,7 @@ class Search:
         self.batch = batch  #: Samples of the batch.
         self._limit = limit
         self._memory_of = memory_of
-        self._base = base
+        self.base = base  #: Bytes in use before any run.
         self._times = {}
         self._ended = []  # sizes that have been timed, in the order of their runs
         self._memory = {}
@@ -110,7 +110,7 @@ class Search:
         The whole batch is none of them: it may need no sum of gradients. Where there is one size
         only, the line begins at the bytes in use before any run.
         """
-        known = {0: self._base, **self._memory}
+        known = {0: self.base, **self._memory}
         low, high = sorted(size for size in known if size < self.batch)[-2:]
         return (known[high] - known[low]) / (high - low)
 
@@ -196,7 +196,7 @@ class Search:
 
     def _expected(self, size):
         """Return the bytes a size not yet run is expected to need: a line through the last two."""
-        (below, low), (above, high) = sorted({0: self._base, **self._memory}.items())[-2:]
+        (below, low), (above, high) = sorted({0: self.base, **self._memory}.items())[-2:]
         return high + max(high - low, 0) * (size - above) / (above - below)
 
     def _is_over_limit(self, size):

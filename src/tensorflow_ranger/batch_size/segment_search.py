@@ -64,16 +64,14 @@ class SegmentSearch:
         bytes = beside + rate * size * (bytes kept of a sample),
 
     where `a` and `b` follow from two sizes measured near it, and the bytes beside and the rate from
-    the two largest ones. Of
-    each size, the segments that repeat least among those expected to fit are expected to be
-    fastest. The size that is fastest with them is run, and a second one if that is expected to be
-    faster still. Where they take longer than expected, segments that repeat more may be faster, by
-    how the framework schedules the work: up to `SEGMENTATIONS` of the faster size are run, each
-    time those whose fraction differs most from the ones before. At most `RUNS` candidates are run.
+    the two largest ones. Of each size, the segments that repeat least among those that fit are
+    expected to be fastest. The size that is fastest with them is run, and a second one if it is
+    expected to be faster still. Where they take longer than expected, segments that repeat more may
+    be faster, by how the framework schedules the work: up to `SEGMENTATIONS` of a size are run,
+    each time those whose fraction differs most. At most `RUNS` candidates are run.
 
-    Where memory is known beforehand, it is asked for, and the rate corrected, before anything is
-    run; elsewhere after each run. Nothing is run where no other size would be much faster even if
-    to run layers again cost nothing.
+    The rate is corrected after each run, or before it where memory is known by then. Nothing is run
+    where no other size would be much faster even if to run layers again cost nothing.
 
     Args:
         search: A `Search` that has ended, with sizes timed.
@@ -89,7 +87,7 @@ class SegmentSearch:
         self._choices = []
         self._memory_of = None
         self._slope = 0.0  # bytes of a sample with the segments of the sizes in `search`
-        self._rates = {}  # bytes needed per byte that layers keep, by the bytes they keep
+        self._rates = {}  # bytes needed per byte that layers keep, by those of a sample
         self._seconds_kept = dict(search.timed)  # per sample, of sizes that keep everything
         self._checked: list[_Trial] = []
         self._run: list[_Trial] = []
@@ -106,7 +104,6 @@ class SegmentSearch:
             memory_of: Function ``size, segments -> bytes`` that knows beforehand, or None where
                 nobody does.
         """
-        # Whoever asks for layers to be run again gets no size that keeps everything.
         self._choices, base = choices[1:], choices[0]
         if self._repeats and self._choices:
             base = self._choices.pop()
@@ -150,8 +147,8 @@ class SegmentSearch:
                 trial.fits = False
                 self._end(trial)
                 return
-        others = [self._least, *(each.seconds for each in self._timed)]
-        if len(trial.times) == WARM_UP + TIMED or is_much_slower(trial.times, others):
+        best = [self._least, *(each.seconds for each in self._timed)]
+        if len(trial.times) == WARM_UP + TIMED or is_much_slower(trial.times, best):
             kept = trial.seconds / _cost(trial.segments)
             self._seconds_kept[size] = min(kept, self._seconds_kept.get(size, kept))
             self._end(trial)
@@ -261,19 +258,19 @@ class SegmentSearch:
 
     def _correct(self, trial):
         activations = trial.memory - self._beside(trial.size)
-        kept = trial.size * trial.segments.memory
-        self._rates[kept] = activations / kept
+        kept = trial.segments.memory
+        self._rates[kept] = activations / (trial.size * kept)
 
     def _predicted(self, size, segments):
-        """Return the bytes that are expected: at the rate of what kept the most like it."""
-        kept = size * segments.memory
+        """Return the bytes that are expected, at the rate of the most similar segments measured."""
         measured = [each for each in self._rates if each] or [0]
-        nearest = min(measured, key=lambda each: abs(each - kept))
-        return int(self._beside(size) + self._rates[nearest] * kept)
+        nearest = min(measured, key=lambda each: abs(each - segments.memory))
+        return int(self._beside(size) + self._rates[nearest] * size * segments.memory)
 
     def _beside(self, size):
         """Return the bytes that `size` needs beside what it keeps of its samples."""
-        return self._search.bytes_of(size, self._slope) - self._slope * size
+        beside = self._search.bytes_of(size, self._slope) - self._slope * size
+        return beside if self._memory_of else max(beside, self._search.base)
 
     def _advance(self):
         self._current = self._next()
