@@ -152,8 +152,9 @@ def main():
     rng = np.random.default_rng(0)
     least = choices[-1 if options.repeat else 0]
     needed = [grid[size, least][0] for size in sizes]
-    low = np.log(max(LEAST, min(needed) if steps.KNOWS_MEMORY else needed[0]))
-    high = np.log(max(grid[size, choices[0]][0] for size in sizes))
+    least_needed = min(needed) if steps.KNOWS_MEMORY else needed[0]
+    most_needed = max(grid[size, choices[0]][0] for size in sizes)
+    low, high = np.log(max(least_needed, min(LEAST, most_needed))), np.log(most_needed)
     candidates = choices[1:] if options.repeat else choices
     print("\n| limit, MB | planned | MB | predicted | time, of the grid's best | batches |")
     print("| ---: | --- | ---: | ---: | ---: | ---: |")

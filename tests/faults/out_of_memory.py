@@ -1,8 +1,8 @@
 """Trains one wide layer; run by `test_out_of_memory.py` in a process of its own.
 
-    python -m tests.faults.out_of_memory BYTES buffer|fold [deep|words]
+    python -m tests.faults.out_of_memory BYTES buffer|fold [deep|words [SIZE]]
 
-allows BYTES of address space more than the process has when training begins, or any amount for 0,
+begins with micro-batches of SIZE samples, or with the whole batch, allows BYTES of address space more than the process has when training begins, or any amount for 0,
 and prints the size in use, the bytes of address space that training took, the history and the
 weights as one line of JSON. With "deep" it trains many layers instead, of which one sample takes
 most of the memory; with "words" such layers and a last one whose outputs take most of it.
@@ -77,14 +77,15 @@ def _layers():
     return [keras.layers.Dense(8, activation="tanh") for _ in range(DEPTH)]
 
 
-def trained(spare, optimizer, make, warm_up):
-    """Return what `main` prints."""
+def trained(spare, optimizer, kind="wide", size=None):
+    """Return what the process prints."""
+    make, warm_up = {"wide": (wide, None), "deep": (deep, 64), "words": (words, 64)}[kind]
     keras.utils.set_random_seed(0)
     model, x, y = make(optimizer)
     ranger.microbatch(model, 64)
     # What a process needs to begin with.
     model.fit(x[:128, :warm_up], y[:128, :warm_up], batch_size=128, verbose=0)
-    ranger.microbatch(model, len(x))
+    ranger.microbatch(model, int(size or len(x)))
     begun = address_space("VmSize")
     if spare:
         limit = begun + spare
@@ -109,5 +110,4 @@ def address_space(name):
 
 
 if __name__ == "__main__":
-    make, warm_up = {"deep": (deep, 64), "words": (words, 64)}.get(sys.argv[-1], (wide, None))
-    print(json.dumps(trained(int(sys.argv[1]), OPTIMIZERS[sys.argv[2]](), make, warm_up)))
+    print(json.dumps(trained(int(sys.argv[1]), OPTIMIZERS[sys.argv[2]](), *sys.argv[3:])))
