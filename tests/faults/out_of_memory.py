@@ -2,10 +2,11 @@
 
     python -m tests.faults.out_of_memory BYTES buffer|fold [deep|words [SIZE]]
 
-begins with micro-batches of SIZE samples, or with the whole batch, allows BYTES of address space more than the process has when training begins, or any amount for 0,
-and prints the size in use, the bytes of address space that training took, the history and the
-weights as one line of JSON. With "deep" it trains many layers instead, of which one sample takes
-most of the memory; with "words" such layers and a last one whose outputs take most of it.
+begins with micro-batches of SIZE samples, or with the whole batch, allows BYTES of address
+space more than the process has when training begins, or any amount for 0, and prints the size
+in use, the bytes of address space that training took, the history and the weights as one line
+of JSON. With "deep" it trains many layers instead, of which one sample takes most of the
+memory; with "words" such layers and a last one whose outputs take most of it.
 """
 
 import json
