@@ -1,9 +1,10 @@
 """Print how near the plan of micro-batch size and segments comes to the best of all.
 
-    KERAS_BACKEND=jax python -m benchmarks.plan [--width 512] [--tokens 1] [--batch 256]
+    KERAS_BACKEND=jax python -m benchmarks.plan [--width 512] [--tokens 1] [--batch 256] [--repeat]
 
-Memory and time of a stack of layers are measured for each size with each of a few segments. Then
+Memory and time of a stack of layers are measured for each size with each of several segments. Then
 the search plans for 20 random limits, and is told these numbers in place of its own measurements.
+With --repeat it plans for `rematerialize=True`, of the sizes and segments that run layers again.
 Times are CPU seconds of the process, medians of rounds in which all take their turn. Memory is what
 XLA needs for a step on JAX; elsewhere it is what a process of its own has in use at most, less what
 it has in use before the batch.
@@ -26,7 +27,8 @@ from tensorflow_ranger.backend import arrays, steps
 from tensorflow_ranger.batch_size.search import Search
 from tensorflow_ranger.batch_size.segment_search import SegmentSearch
 
-DEPTH, CHOICES, LIMITS = 16, 4, 20
+DEPTH, LIMITS = 16, 20
+LEAST = 2 * 10**6  # bytes of the smallest limit: below, what a process holds is noise
 BACKEND = keras.config.backend()
 
 
@@ -48,8 +50,8 @@ class Trained:
         self.model.make_train_function()
         self._train = self.model.make_train_function.__self__
         choices = self._train._choices(self._state, self.data)
-        places = np.linspace(0, len(choices) - 1, CHOICES).round().astype(int)
-        self.choices = [choices[place] for place in places]
+        places = np.linspace(0, len(choices) - 1, options.choices).round().astype(int)
+        self.choices = [choices[place] for place in dict.fromkeys(places)]
 
     @property
     def _state(self):
@@ -83,27 +85,34 @@ def measured_memory():
     return map(int, done.stdout.split())
 
 
-def planned(grid, batch, choices, limit):
-    """Return the `SegmentSearch` that plans for `limit`, told the numbers of `grid`."""
+def planned(grid, batch, choices, limit, repeats):
+    """Return the `SegmentSearch` that plans for `limit`, told the numbers of `grid`.
 
-    def bytes_of(size, segments=choices[0]):
+    Also return the number of batches that the search for sizes took, and both together.
+    """
+    first = choices[-1 if repeats else 0]
+
+    def bytes_of(size, segments=first):
         return grid[size, segments][0]
 
     memory_of = bytes_of if steps.KNOWS_MEMORY else None
     search = Search(batch, limit, memory_of, 0)
-    tell(search, grid, lambda: choices[0])
-    goes_on = SegmentSearch(search)
+    of_sizes = tell(search, grid, lambda: first)
+    goes_on = SegmentSearch(search, repeats)
     if not goes_on.done:
         goes_on.open(choices, memory_of)
-    tell(goes_on, grid, lambda: goes_on.segments or choices[0])
-    return goes_on
+    of_segments = tell(goes_on, grid, lambda: goes_on.segments or first)
+    return goes_on, of_sizes, of_sizes + of_segments
 
 
 def tell(search, grid, segments):
-    """Answer `search` from `grid` until it ends."""
+    """Answer `search` from `grid` until it ends; return the number of batches."""
+    batches = 0
     while not search.done:
         memory, seconds = grid[search.size, segments()]
         search.record(search.size, seconds * search.batch, None if steps.KNOWS_MEMORY else memory)
+        batches += 1
+    return batches
 
 
 def main():
@@ -112,7 +121,9 @@ def main():
     parser.add_argument("--width", type=int, default=512, help="of the layers (default: 512)")
     parser.add_argument("--tokens", type=int, default=1, help="of a sample (default: 1)")
     parser.add_argument("--batch", type=int, default=256, help="samples (default: 256)")
-    parser.add_argument("--rounds", type=int, default=5, help="per time (default: 5)")
+    parser.add_argument("--choices", type=int, default=6, help="of segments (default: 6)")
+    parser.add_argument("--repeat", action="store_true", help="plan for rematerialize=True")
+    parser.add_argument("--rounds", type=int, default=7, help="per time (default: 7)")
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     trained = Trained(options)
@@ -139,25 +150,42 @@ def main():
         row = [grid[size, segments] for segments in choices]
         print(f"| {size} |" + "".join(f" {m / 1e6:.1f} | {1e6 * s:.0f} |" for m, s in row))
     rng = np.random.default_rng(0)
-    low = np.log(grid[sizes[0], choices[0]][0])
-    high = np.log(max(grid[size, choices[0]][0] for size in sizes))
-    print("\n| limit, MB | planned | MB | predicted | time, of the grid's best |")
-    print("| ---: | --- | ---: | ---: | ---: |")
+    least = choices[-1 if options.repeat else 0]
+    needed = [grid[size, least][0] for size in sizes]
+    least_needed = min(needed) if steps.KNOWS_MEMORY else needed[0]
+    most_needed = max(grid[size, choices[0]][0] for size in sizes)
+    low, high = np.log(max(least_needed, min(LEAST, most_needed))), np.log(most_needed)
+    candidates = choices[1:] if options.repeat else choices
+    print("\n| limit, MB | planned | MB | predicted | time, of the grid's best | batches |")
+    print("| ---: | --- | ---: | ---: | ---: | ---: |")
+    ratios, counts = [], []
     for limit in sorted(np.exp(rng.uniform(low, high, LIMITS)).astype(int)):
-        plan = planned(grid, batch, choices, limit)
-        cell = plan.size, plan.segments or choices[0]
-        best = min(seconds for memory, seconds in grid.values() if memory <= limit)
+        plan, *batches = planned(grid, batch, choices, limit, options.repeat)
+        cell = plan.size, plan.segments or least
+        best = min(
+            seconds
+            for (_, segments), (memory, seconds) in grid.items()
+            if memory <= limit and segments in candidates
+        )
         predicted = [
             each.predicted / each.memory
             for each in plan.plan().candidates
             if each.predicted is not None and each.memory is not None
         ]
-        ratios = ", ".join(f"{ratio:.2f}" for ratio in predicted)
+        of_measured = ", ".join(f"{ratio:.2f}" for ratio in predicted)
+        ratios.append(grid[cell][1] / best)
+        counts.append(batches)
         print(
             f"| {limit / 1e6:.1f} | {cell[0]} x {len(cell[1].pairs)} | {grid[cell][0] / 1e6:.1f} | "
-            f"{ratios or '-'} | {grid[cell][1] / best:.2f} |",
+            f"{of_measured or '-'} | {ratios[-1]:.2f} | {batches[0]} + {batches[1] - batches[0]} |",
             flush=True,
         )
+    of_sizes, both = map(statistics.mean, zip(*counts, strict=True))
+    near = sum(ratio <= 1.05 for ratio in ratios)
+    print(
+        f"\n{near} of {LIMITS} within 5 % of the best, the others within {max(ratios) - 1:.0%}; "
+        f"{of_sizes:.0f} batches for sizes, {both - of_sizes:.0f} for segments."
+    )
 
 
 if __name__ == "__main__":

@@ -16,33 +16,35 @@ AS_FAST = 1.03  # sizes whose times differ by less are as fast, and the largest 
 class Search:
     """Says which size to run next, and learns from how it went.
 
-    Sizes are the powers of two below the batch, and the whole batch. The search begins with the
-    largest that fits and goes down; where memory is limited and only known after a run, it begins
-    small and goes up while the next size is expected to fit, then down if none of them was faster
-    than the first. It ends when sizes get slower, at once where one is much slower. Every run is a
-    training batch: nothing is run for the search alone.
+    Sizes are the largest one, which is the whole batch by default, and the powers of two below it.
+    The search begins with the largest that fits and goes down; where memory is limited and only
+    known after a run, it begins small and goes up while the next size is expected to fit, then down
+    if none of them was faster than the first. It ends when sizes get slower, at once where one is
+    much slower. Every run is a training batch: nothing is run for the search alone.
 
     Args:
         batch: Samples of the batch.
         limit: Bytes the step may need, or None.
         memory_of: Function ``size -> bytes`` that knows beforehand, or None where nobody does.
         base: Bytes in use before any run.
+        most: The largest size that may be run, or None for the whole batch.
     """
 
-    def __init__(self, batch, limit=None, memory_of=None, base=0):
+    def __init__(self, batch, limit=None, memory_of=None, base=0, most=None):
         self.batch = batch  #: Samples of the batch.
         self._limit = limit
         self._memory_of = memory_of
-        self._base = base
+        self.base = base  #: Bytes in use before any run.
         self._times = {}
         self._ended = []  # sizes that have been timed, in the order of their runs
         self._memory = {}
         self._refused = set()
-        powers = [2**power for power in range((batch - 1).bit_length())]
-        downwards = [batch, *powers[::-1]]
+        largest = batch if most is None else min(batch, most)
+        powers = [2**power for power in range((largest - 1).bit_length())]
+        downwards = [largest, *powers[::-1]]
         self._upwards = []
         if limit is not None and memory_of is None:
-            self._upwards = [size for size in downwards if size >= min(START, batch)][::-1]
+            self._upwards = [size for size in downwards if size >= min(START, largest)][::-1]
         self._order = [*self._upwards, *(s for s in downwards if s not in self._upwards)]
         self._place = -1
         self._advance()
@@ -93,9 +95,14 @@ class Search:
         return None if not known else self._limit or max(known)
 
     @property
+    def sizes(self):
+        """All sizes, the smallest first."""
+        return sorted(self._order)
+
+    @property
     def larger(self):
         """The sizes above the largest that was timed, the smallest first."""
-        return [size for size in sorted(self._order) if size > max(self.timed)]
+        return [size for size in self.sizes if size > max(self.timed)]
 
     def bytes_per_sample(self):
         """Return the slope of a line through the two largest sizes whose memory is known.
@@ -103,7 +110,7 @@ class Search:
         The whole batch is none of them: it may need no sum of gradients. Where there is one size
         only, the line begins at the bytes in use before any run.
         """
-        known = {0: self._base, **self._memory}
+        known = {0: self.base, **self._memory}
         low, high = sorted(size for size in known if size < self.batch)[-2:]
         return (known[high] - known[low]) / (high - low)
 
@@ -189,7 +196,7 @@ class Search:
 
     def _expected(self, size):
         """Return the bytes a size not yet run is expected to need: a line through the last two."""
-        (below, low), (above, high) = sorted({0: self._base, **self._memory}.items())[-2:]
+        (below, low), (above, high) = sorted({0: self.base, **self._memory}.items())[-2:]
         return high + max(high - low, 0) * (size - above) / (above - below)
 
     def _is_over_limit(self, size):

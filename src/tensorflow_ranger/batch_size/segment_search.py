@@ -1,5 +1,6 @@
-"""The search for larger micro-batches that fit because layers are run again."""
+"""The search for segments of layers to run again, beside the micro-batch size."""
 
+import bisect
 import dataclasses
 import statistics
 
@@ -14,9 +15,13 @@ from tensorflow_ranger.batch_size.search import (
 )
 from tensorflow_ranger.rules.segments import Segments
 
-RUNS = 2  # candidates that are run
-CHECKS = 4  # steps whose memory is asked for before one is run
+SIZES = 2  # that are run with other segments than before
+SEGMENTATIONS = 3  # of one size that are run
+FEW = 4  # samples: how times of so few go on says nothing of larger sizes
+RUNS = 4  # in all
+CHECKS = 8  # steps whose memory is asked for
 FORWARD = 1 / 3  # of the time, if the backward pass takes twice the forward pass'
+PROMISING = 1.15  # of the best time: other segments of the same size may still be the fastest
 
 
 @dataclasses.dataclass
@@ -26,7 +31,7 @@ class _Trial:
     size: int
     segments: Segments
     predicted: int  # bytes
-    expected: float = 0.0  # seconds per sample
+    expected: float  # seconds per sample
     memory: int | None = None
     fits: bool = True
     times: list[float] = dataclasses.field(default_factory=list)
@@ -36,11 +41,6 @@ class _Trial:
         """The number of segments."""
         count = len(self.segments.pairs)
         return "1 segment" if count == 1 else f"{count} segments"
-
-    @property
-    def cost(self):
-        """Expected time in units of the time of the same size that keeps everything."""
-        return 1 + FORWARD * self.segments.repeated
 
     @property
     def is_timed(self):
@@ -54,38 +54,46 @@ class _Trial:
 
 
 class SegmentSearch:
-    """Goes on where memory stopped a `Search`, and answers the same calls.
+    """Goes on where a `Search` has ended, and answers the same calls.
 
-    Larger sizes fit if layers are run again: of each size, those segments are considered that
-    repeat least among those expected to fit. What is expected is
+    All sizes of that search ran the same segments: none, or those that need the least memory. In
+    the first case larger sizes fit if layers are run again; in the second one all sizes may fit
+    with fewer layers run again. What is expected is
 
         seconds per sample = (a + b / size) * (1 + FORWARD * fraction of the layers run again)
         bytes = beside + rate * size * (bytes kept of a sample),
 
-    where `a`, `b`, the bytes beside and the rate follow from the two largest sizes measured. The
-    candidate that is expected to be fastest is run, and a second one if that is expected to be
-    faster still. Where memory is known beforehand, it is asked for, and the rate corrected, before
-    anything is run; elsewhere after the first run. Nothing is run where larger sizes would hardly
-    be faster if to run layers again cost nothing.
+    where `a` and `b` follow from two sizes measured near it, and the bytes beside and the rate from
+    the two largest ones. Of each size, the segments that repeat least among those that fit are
+    expected to be fastest. The size that is fastest with them is run, and a second one if it is
+    expected to be faster still. Where they take longer than expected, segments that repeat more may
+    be faster, by how the framework schedules the work: up to `SEGMENTATIONS` of a size are run,
+    each time those whose fraction differs most. At most `RUNS` candidates are run.
+
+    The rate is corrected after each run, or before it where memory is known by then. Nothing is run
+    where no other size would be much faster even if to run layers again cost nothing.
 
     Args:
         search: A `Search` that has ended, with sizes timed.
+        repeats: Whether its sizes ran the segments that need the least memory.
     """
 
-    def __init__(self, search):
+    def __init__(self, search, repeats=False):
         self._search: Search = search
+        self._repeats = repeats
         self.batch = search.batch
         self._limit = search.limit
-        self._sizes = search.larger
+        self._sizes = search.sizes if repeats else search.larger
         self._choices = []
         self._memory_of = None
-        self._slope = 0.0  # bytes of a sample where everything is kept
-        self._rate = 0.0  # bytes needed per byte that layers keep
+        self._slope = 0.0  # bytes of a sample with the segments of the sizes in `search`
+        self._rates = {}  # bytes needed per byte that layers keep, by those of a sample
         self._seconds_kept = dict(search.timed)  # per sample, of sizes that keep everything
         self._checked: list[_Trial] = []
         self._run: list[_Trial] = []
         self._current: _Trial | None = None
-        self.done = self._limit is None or not any(map(self._may_gain, self._sizes))
+        may_gain = repeats or any(map(self._may_gain, self._sizes))
+        self.done = self._limit is None or not may_gain
 
     def open(self, choices, memory_of):
         """Begin with the first candidate.
@@ -96,17 +104,24 @@ class SegmentSearch:
             memory_of: Function ``size, segments -> bytes`` that knows beforehand, or None where
                 nobody does.
         """
-        self._choices, self._memory_of = choices, memory_of
-        whole, slope = choices[0].memory, self._search.bytes_per_sample()
+        self._choices, base = choices[1:], choices[0]
+        if self._repeats and self._choices:
+            base = self._choices.pop()
+        self._memory_of = memory_of
+        whole, slope = base.memory, self._search.bytes_per_sample()
         if slope < whole and (memory_of is None or slope <= 0):
             slope = whole  # what layers keep is there, whatever was measured
-        self._slope, self._rate = slope, slope / max(1.0, whole)
+        self._slope = slope
+        self._rates[0] = slope / max(1.0, whole)
+        self._seconds_kept = {
+            size: seconds / _cost(base) for size, seconds in self._seconds_kept.items()
+        }
         self._advance()
 
     @property
     def is_open(self):
         """Whether `open` was called."""
-        return bool(self._choices)
+        return bool(self._rates)
 
     @property
     def size(self):
@@ -116,7 +131,7 @@ class SegmentSearch:
 
     @property
     def segments(self):
-        """The `Segments` to run again with that size, or None to keep what all layers make."""
+        """The `Segments` to run again with that size, or None for those of the `Search`."""
         trial = self._current or self._winner
         return None if trial is None else trial.segments
 
@@ -132,14 +147,15 @@ class SegmentSearch:
                 trial.fits = False
                 self._end(trial)
                 return
-        others = [self._least, *(each.seconds for each in self._timed)]
-        if len(trial.times) == WARM_UP + TIMED or is_much_slower(trial.times, others):
-            self._seconds_kept[size] = trial.seconds / trial.cost
+        best = [self._least, *(each.seconds for each in self._timed)]
+        if len(trial.times) == WARM_UP + TIMED or is_much_slower(trial.times, best):
+            kept = trial.seconds / _cost(trial.segments)
+            self._seconds_kept[size] = min(kept, self._seconds_kept.get(size, kept))
             self._end(trial)
 
     def refuse(self, size):
         """Learn that the candidate at hand ran out of memory."""
-        if self._current is None:  # what kept everything did so before
+        if self._current is None:  # what the `Search` found did so before
             self.done = True
             return
         self._current.fits = False
@@ -177,17 +193,19 @@ class SegmentSearch:
 
     def _reason(self):
         if not self.done:
+            which = "with fewer layers" if self._repeats else "if layers are"
             return (
                 f"Still measuring: {self.size} samples at a time are next, of the sizes that fit "
-                "if layers are run again."
+                f"{which} run again."
             )
         winner, reason = self._winner, self._search.plan().reason
         if winner is not None:
+            before = "the least memory is needed" if self._repeats else "all is kept"
             return (
                 f"{winner.size} of {self.batch} samples at a time are the fastest per sample "
                 f"within {format_bytes(self._limit)}, with layers run again in "
                 f"{winner.in_words}: they take {winner.seconds / self._least:.2f} of the time of "
-                f"{self._search.best}, with which all is kept."
+                f"{self._search.best}, with which {before}."
             )
         for each in self._timed:
             reason += (
@@ -198,7 +216,7 @@ class SegmentSearch:
 
     @property
     def _least(self):
-        """Seconds per sample of the best size that keeps everything."""
+        """Seconds per sample of the best size of the `Search`."""
         return self._search.timed[self._search.best]
 
     @property
@@ -206,21 +224,31 @@ class SegmentSearch:
         return [each for each in self._run if each.is_timed]
 
     @property
+    def _fastest(self):
+        return min(self._timed, key=lambda each: each.seconds, default=None)
+
+    @property
     def _winner(self):
-        best = min(self._timed, key=lambda each: each.seconds, default=None)
+        best = self._fastest
         return best if best is not None and best.seconds * AS_FAST < self._least else None
 
     def _seconds(self, size):
         """Return the seconds per sample that `size` is expected to take if it keeps everything."""
         known = self._seconds_kept
-        *below, above = sorted(known)[-2:]
+        if size in known:
+            return known[size]
+        sizes = sorted(known)
+        place = max(0, bisect.bisect(sizes, size) - 2)  # of two neighbors, larger ones if possible
+        *below, above = sizes[place : place + 2]
         if not below:
             return known[above] * above / size
         per_micro_batch = (known[below[0]] - known[above]) / (1 / below[0] - 1 / above)
         return known[above] + max(0.0, per_micro_batch) * (1 / size - 1 / above)
 
     def _may_gain(self, size):
-        return self._seconds(size) * GIVE_UP <= self._least
+        # A product with one row takes another way through the libraries than one with more.
+        is_guess = max(self._seconds_kept) <= FEW
+        return is_guess or self._seconds(size) * GIVE_UP <= self._least
 
     def _end(self, trial):
         if trial.memory is not None:
@@ -230,22 +258,30 @@ class SegmentSearch:
 
     def _correct(self, trial):
         activations = trial.memory - self._beside(trial.size)
-        self._rate = activations / (trial.size * trial.segments.memory)
+        kept = trial.segments.memory
+        self._rates[kept] = activations / (trial.size * kept)
+
+    def _predicted(self, size, segments):
+        """Return the bytes that are expected, at the rate of the most similar segments measured."""
+        measured = [each for each in self._rates if each] or [0]
+        nearest = min(measured, key=lambda each: abs(each - segments.memory))
+        return int(self._beside(size) + self._rates[nearest] * size * segments.memory)
 
     def _beside(self, size):
         """Return the bytes that `size` needs beside what it keeps of its samples."""
-        return self._search.bytes_of(size, self._slope) - self._slope * size
+        beside = self._search.bytes_of(size, self._slope) - self._slope * size
+        return beside if self._memory_of else max(beside, self._search.base)
 
     def _advance(self):
-        self._current = self._next() if len(self._run) < RUNS else None
+        self._current = self._next()
         self.done = self._current is None
 
     def _next(self):
         """Return the `_Trial` to run, or None if none may be faster than the best."""
         if self._memory_of is None:
-            return self._fastest()
-        for _ in range(CHECKS):
-            trial = self._fastest()
+            return self._proposed()
+        while True:
+            trial = self._proposed()
             if trial is None:
                 return None
             same = [
@@ -255,32 +291,60 @@ class SegmentSearch:
             ]
             if same:
                 return same[0]
+            if len(self._checked) == CHECKS:
+                left = [each for each in self._checked if each.fits and each not in self._run]
+                return min(left, key=lambda each: each.expected, default=None)
             trial.memory = self._memory_of(trial.size, trial.segments)
             trial.fits = trial.memory <= self._limit
             self._checked.append(trial)
             self._correct(trial)
-        left = [each for each in self._checked if each.fits and each not in self._run]
-        return min(left, key=lambda each: each.expected, default=None)
 
-    def _fastest(self):
-        """Return the `_Trial` that is expected to be fastest of those expected to fit."""
+    def _proposed(self):
+        if len(self._run) >= RUNS:
+            return None
+        sizes = {each.size for each in self._run}
+        other = self._other_size() if len(sizes) < SIZES else None
+        return self._other_segments() if other is None else other
+
+    def _other_size(self):
+        """Return the `_Trial` of a size not run yet that is expected to be fastest."""
         done = {each.size for each in self._run if each.fits}
         sizes = [size for size in self._sizes if size not in done and self._may_gain(size)]
-        trials = [trial for trial in map(self._trial, sizes) if trial is not None]
+        trials = [fitting[0] for fitting in map(self._fitting, sizes) if fitting]
         trial = min(trials, key=lambda each: each.expected, default=None)
         best = self._winner
         best = self._least if best is None else best.seconds
-        is_first = len(self._seconds_kept) == len(self._search.timed)
-        return trial if trial is not None and (is_first or trial.expected < best) else None
+        return trial if trial is not None and (not self._timed or trial.expected < best) else None
 
-    def _trial(self, size):
+    def _other_segments(self):
+        """Return the `_Trial` of the fastest size whose segments differ most from those run."""
+        best = self._fastest
+        if best is None or best.size not in self._sizes:
+            return None
+        ran = [each for each in self._run if each.size == best.size]
+        is_as_expected = ran[0].is_timed and ran[0].seconds <= AS_FAST * ran[0].expected
+        is_slow = best.seconds > PROMISING * self._least
+        if is_as_expected or is_slow or sum(each.is_timed for each in ran) >= SEGMENTATIONS:
+            return None
+
+        def distance(trial):
+            others = (each.segments.repeated for each in ran)
+            return min(abs(trial.segments.repeated - other) for other in others)
+
+        trial = max(self._fitting(best.size), key=distance, default=None)
+        return trial if trial is not None and distance(trial) else None
+
+    def _fitting(self, size):
+        """Return a `_Trial` for each of the segments with which `size` is expected to fit."""
         refused = [each.segments for each in self._checked if each.size == size and not each.fits]
-        for segments in self._choices[1:]:
-            if segments in refused:
-                continue
-            predicted = int(self._beside(size) + self._rate * size * segments.memory)
-            if predicted <= self._limit:
-                trial = _Trial(size, segments, predicted)
-                trial.expected = self._seconds(size) * trial.cost
-                return trial
-        return None
+        trials = [
+            _Trial(size, each, self._predicted(size, each), self._seconds(size) * _cost(each))
+            for each in self._choices
+            if each not in refused
+        ]
+        return [trial for trial in trials if trial.predicted <= self._limit]
+
+
+def _cost(segments):
+    """Return the expected time in units of the time that keeping everything takes."""
+    return 1 + FORWARD * segments.repeated

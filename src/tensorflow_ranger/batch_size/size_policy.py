@@ -90,12 +90,17 @@ class SearchedSize:
 
     Args:
         limit: Bytes that training may need, or None.
-        repeats: Whether larger sizes may be tried that fit because layers are run again.
+        segments: "more" if sizes that keep everything are tried first, and then larger ones that
+            fit because layers are run again; "fewer" if sizes run with the segments that need the
+            least memory first, and then with fewer layers run again; None if the search is not to
+            choose segments.
+        most: The largest size, or None for the whole batch.
     """
 
-    def __init__(self, limit=None, repeats=False):
+    def __init__(self, limit=None, segments=None, most=None):
         self._limit = limit
-        self._repeats = repeats
+        self._which_segments = segments
+        self._most = most
         self._batch: int | None = None
         self._search: Any = None  # a `Search` from the first batch on, then a `SegmentSearch`
         self._found: FixedSize | None = None
@@ -119,7 +124,7 @@ class SearchedSize:
         return self._search.segments if isinstance(self._search, SegmentSearch) else None
 
     def begin(self, samples, held, memory_of, choices):
-        """Begin the search with the first batch, and the one for larger sizes when it has ended.
+        """Begin the search with the first batch, and the one for segments when it has ended.
 
         Args:
             samples: Samples of the batch.
@@ -142,7 +147,7 @@ class SearchedSize:
                 "use before the first batch: by Python, the framework, the model and the data. "
                 "Raise it by what a step may need beside these."
             )
-        self._search = Search(samples, self._limit, memory_of, in_use)
+        self._search = Search(samples, self._limit, memory_of, in_use, self._most)
         self._batch = samples
         self._learn()
 
@@ -198,8 +203,8 @@ class SearchedSize:
                 f"memory_limit must hold one sample at a time: got {format_bytes(self._limit)}, "
                 f"and {smallest.size} need {needed}. Raise it, or use a smaller model."
             )
-        if search.done and isinstance(search, Search) and self._repeats:
-            search = self._search = SegmentSearch(search)
+        if search.done and isinstance(search, Search) and self._which_segments is not None:
+            search = self._search = SegmentSearch(search, self._which_segments == "fewer")
             self._searched = search.plan()
         if search.done:
             self._found = FixedSize(search.size, self.plan, self.segments)

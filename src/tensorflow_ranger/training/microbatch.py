@@ -83,10 +83,11 @@ def microbatch(
             most. The time axis is the second one of each input; declare it as
             ``keras.Input((None, ...))``. Compiled steps are made for 8 lengths at most.
         rematerialize: Whether the backward pass runs the layers again, in place of keeping what
-            they make for it: the same weights in less memory and at most 4/3 of the time. True for
-            as many segments as need the least memory; an integer >= 2 for so many segments;
-            False never to; None to do so where not even one sample fits otherwise, and with
-            ``size="auto"`` where larger micro-batches that fit this way are faster.
+            they make for it: the same weights in less memory and at most 4/3 of the time. True
+            always to: with ``size="auto"`` for as few layers as the memory allows, else in as many
+            segments as need the least memory; an integer >= 2 for so many segments; False never to;
+            None to do so where not even one sample fits otherwise, and with ``size="auto"`` where
+            larger micro-batches that fit this way are faster.
         head_chunks: In how many chunks to compute the logits of a micro-batch, their loss and its
             gradient, where the last layer is `Dense` or a reversed `ReversibleEmbedding` and the
             loss is one per row of outputs, such as per token: the same weights, and no more logits

@@ -97,6 +97,7 @@ class StepMaker:
     def clear(self):
         """Make all steps anew."""
         self.made = {}
+        self.replays.learn_again()
 
     def step_for(self, data, segments):
         """Return the `BatchStep` for a batch like `data`, and the step that runs it.
@@ -113,7 +114,7 @@ class StepMaker:
                 keras_internals.build(model, data)
             self.made[key] = self.make(data, self.replays.of(segments))
         phases, step = self.made[key]
-        if steps.ADDS_IN_PLACE and self.replays.is_open:
+        if steps.ADDS_IN_PLACE and self.replays.searched is not None:
             phases.rematerialization = self.replays.of(segments)
         return phases, step
 
@@ -155,10 +156,11 @@ class StepMaker:
             What they do for that, in words, or None where nothing is left to do.
         """
         phases, step = self.step_for(data, segments)
-        if self.replays.is_open:
+        if self.replays.searched == "more":
             self.replays.repeat_all()
             what = "the backward pass runs layers again"
         elif phases.head is None and self._heads.divide(data):
+            self.replays.forget()
             what = "logits are computed in chunks"
         else:
             return None

@@ -51,6 +51,7 @@ class TrainFunction:
         self._limit = limit
         self.is_whole = size == WHOLE
         self._is_searched = size == "auto"
+        self._most = None if self._is_searched else size
         self._sizes = self._searched_size() if self._is_searched else FixedSize(size)
         self._plan = ShownPlan(model)
         self._plan.show(self._sizes.plan)
@@ -157,7 +158,7 @@ class TrainFunction:
                     ) from error
                 self._take_less(size, error, data)
             else:
-                self._sizes.succeeded(size, *measured(begun, logs))
+                self._succeed(size, measured(begun, logs), data)
                 self._plan.show(self._sizes.plan)
                 if not (self._is_searched or self.is_whole or self.maker.padding is not None):
                     self._plan.warn_of_no_split(size, samples)
@@ -194,6 +195,12 @@ class TrainFunction:
 
         return self.maker.replays.choices(prepare)
 
+    def _succeed(self, size, measures, data):
+        try:
+            self._sizes.succeeded(size, *measures)
+        except MemoryError:  # one sample has needed more than the limit
+            self._fit_one_sample(data)
+
     def _take_less(self, size, error, data):
         try:
             self._sizes.failed(size, error)
@@ -207,11 +214,11 @@ class TrainFunction:
         if what is None:
             raise
         _logger.warning("One sample does not fit the memory: %s from now on.", what)
-        if self._is_searched:
+        if self._is_searched or self.maker.replays.searched is not None:
             self._sizes = self._searched_size()
 
     def _searched_size(self):
-        return SearchedSize(self._limit, self.maker.replays.is_open)
+        return SearchedSize(self._limit, self.maker.replays.searched, self._most)
 
     def _step_for(self, data, segments=None):
         """Return the `BatchStep` for a batch like `data`, and the step that runs it.

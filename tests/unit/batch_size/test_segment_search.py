@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tensorflow_ranger.batch_size.search import Search
-from tensorflow_ranger.batch_size.segment_search import SegmentSearch
+from tensorflow_ranger.batch_size.segment_search import RUNS, SegmentSearch
 from tensorflow_ranger.rules.segments import Segments, divisions
 
 pytestmark = pytest.mark.once
@@ -20,14 +20,19 @@ class World:
     Args:
         seed: Integer that decides the layers, the machine and what a forward pass costs.
         is_known: Whether memory is known before a step runs.
+        repeats: Whether all sizes run layers again, the first ones those that need least memory.
+        uneven: What a step takes more, as a fraction, that repeats less than 0.4 of the layers.
     """
 
-    def __init__(self, seed, is_known):
+    def __init__(self, seed, is_known, repeats=False, uneven=0.0):
         rng = np.random.default_rng(seed)
         kept = rng.integers(10_000, 100_000, 12).tolist()
         handed_on = rng.integers(1_000, 10_000, 12).tolist()
         self.choices = divisions(kept, handed_on, [True] * 12)
         self.is_known = is_known
+        self.repeats = repeats
+        self.first = self.choices[-1 if repeats else 0]
+        self.uneven = uneven
         self.base = int(rng.integers(10**6, 10**8))
         self.shape = rng.uniform(0.9, 1.1)  # bytes allocated per byte that layers keep
         self.overhead = 10 ** rng.uniform(-1, 2)  # samples whose time a micro-batch costs beside
@@ -35,14 +40,15 @@ class World:
 
     def bytes_of(self, size, segments=None):
         """Return the bytes that a step needs."""
-        segments = self.choices[0] if segments is None else segments
+        segments = self.first if segments is None else segments
         fused = self.shape if segments.pairs else 1.0
         return int(self.base + 1.2 * fused * size * segments.memory)
 
     def seconds_of(self, size, segments=None):
         """Return the seconds per sample."""
-        segments = self.choices[0] if segments is None else segments
-        return (1 + self.overhead / size) * (1 + self.forward * segments.repeated)
+        segments = self.first if segments is None else segments
+        uneven = 1 + self.uneven * (0 < segments.repeated < 0.4)
+        return uneven * (1 + self.overhead / size) * (1 + self.forward * segments.repeated)
 
     def limits(self, rng, count):
         """Yield limits between what one sample and what the batch needs."""
@@ -57,7 +63,7 @@ class World:
         while not search.done:
             ran.append((search.size, None))
             self._run(search, search.size, None)
-        goes_on = SegmentSearch(search)
+        goes_on = SegmentSearch(search, self.repeats)
         if not goes_on.done:
             goes_on.open(self.choices, known)
         while not goes_on.done:
@@ -75,7 +81,7 @@ class World:
         return min(
             self.seconds_of(size, segments)
             for size in sizes
-            for segments in self.choices
+            for segments in self.choices[self.repeats :]
             if self.bytes_of(size, segments) <= limit
         )
 
@@ -89,6 +95,30 @@ def test_limits_are_kept_and_the_time_is_near_the_best_of_the_grid(seed, is_know
         assert world.bytes_of(found.size, found.segments) <= limit
         assert world.seconds_of(found.size, found.segments) <= 1.05 * world.best_on_grid(limit)
         assert len(ran) <= 35
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "measured"])
+@pytest.mark.parametrize("seed", range(10))
+def test_where_repeating_little_takes_long_the_time_is_near_the_best(seed, is_known):
+    world = World(seed, is_known, uneven=0.13)
+    for limit in world.limits(np.random.default_rng(seed), 20):
+        ran, found = world.search(limit)
+        assert world.bytes_of(found.size, found.segments) <= limit
+        assert world.seconds_of(found.size, found.segments) <= 1.06 * world.best_on_grid(limit)
+        assert len({cell for cell in ran if cell[1] is not None}) <= RUNS
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "measured"])
+@pytest.mark.parametrize("seed", range(10))
+def test_of_the_layers_that_are_run_again_at_any_rate_as_few_are_as_fit(seed, is_known):
+    world = World(seed, is_known, repeats=True)
+    for limit in world.limits(np.random.default_rng(seed), 20):
+        ran, found = world.search(limit)
+        segments = world.first if found.segments is None else found.segments
+        assert segments.pairs
+        assert world.bytes_of(found.size, segments) <= limit
+        assert world.seconds_of(found.size, segments) <= 1.05 * world.best_on_grid(limit)
+        assert len(ran) <= 40
 
 
 KEPT, SOME, LEAST = CHOICES = [
@@ -122,6 +152,14 @@ def measured(search, seconds, memory, batches=4):
 
 def test_nothing_is_run_again_where_the_whole_batch_fits():
     assert SegmentSearch(ended(200_000, inverse)).done
+
+
+def test_times_of_few_samples_say_nothing_of_larger_sizes():
+    search = SegmentSearch(ended(54_000, lambda size: 1.0))
+    search.open(CHOICES, None)
+    assert (search.size, search.segments) == (8, LEAST)
+    measured(search, 0.1, 52_000)
+    assert (search.size, search.segments) == (16, LEAST)
 
 
 def test_nothing_is_run_again_where_larger_sizes_gain_nothing():
@@ -188,6 +226,8 @@ def test_the_plan_says_why_layers_are_run_again():
     search.open(CHOICES, None)
     assert "64 samples at a time are next, of the sizes that fit if" in search.plan().reason
     measured(search, 0.025, 90_000)
+    assert (search.size, search.segments) == (64, LEAST)
+    measured(search, 0.03, 66_000)
     assert search.plan().reason == (
         "64 of 64 samples at a time are the fastest per sample within 90.0 KB, with layers run "
         "again in 1 segment: they take 0.80 of the time of 32, with which all is kept."
@@ -203,3 +243,46 @@ def test_the_plan_says_why_layers_are_not_run_again():
     assert search.plan().reason.endswith(
         " 64 fit with layers run again in 1 segment, and take 1.60 of the time."
     )
+
+
+def test_segments_that_repeat_more_are_taken_where_they_are_faster():
+    search = SegmentSearch(ended(90_000, inverse))
+    search.open(CHOICES, None)
+    measured(search, 0.025, 88_000)
+    assert (search.size, search.segments) == (64, LEAST)
+    measured(search, 0.02, 66_000)
+    assert search.done
+    assert (search.size, search.segments) == (64, LEAST)
+    assert "2 segments: they take 0.64 of the time" in search.plan().reason
+
+
+def test_segments_that_repeat_more_are_not_run_where_the_first_ones_are_slow():
+    search = SegmentSearch(ended(90_000, inverse))
+    search.open(CHOICES, None)
+    measured(search, 0.037, 88_000)
+    assert search.done
+    assert (search.size, search.segments) == (32, None)
+
+
+def test_where_all_sizes_run_layers_again_fewer_are_while_the_limit_allows():
+    search = SegmentSearch(ended(90_000, lambda size: 1.0 if size > 8 else 2.0), repeats=True)
+    choices = [Segments((), 4000, 0.0), KEPT._replace(pairs=((0, 2),), memory=2000), LEAST]
+    choices[2] = LEAST._replace(memory=1000)
+    search.open(choices, None)
+    assert (search.size, search.segments) == (16, choices[1])
+    assert "with fewer layers run again" in search.plan().reason
+    measured(search, 0.8, 82_000)
+    assert search.done
+    assert (search.size, search.segments) == (16, choices[1])
+    assert search.plan().reason == (
+        "16 of 64 samples at a time are the fastest per sample within 90.0 KB, with layers run "
+        "again in 1 segment: they take 0.80 of the time of 32, with which the least memory is "
+        "needed."
+    )
+
+
+def test_where_all_sizes_run_layers_again_none_keeps_everything():
+    search = SegmentSearch(ended(10**6, inverse), repeats=True)
+    search.open([KEPT, LEAST], None)
+    assert search.done
+    assert (search.size, search.segments) == (64, None)

@@ -19,8 +19,8 @@ def nothing_to_repeat():
     return [Segments((), 100, 0.0)]
 
 
-def searched(batch=8, limit=None, memory_of=None, held=nothing, repeats=False):
-    policy = SearchedSize(limit, repeats)
+def searched(batch=8, limit=None, memory_of=None, held=nothing, **settings):
+    policy = SearchedSize(limit, **settings)
     policy.begin(batch, held, memory_of, nothing_to_repeat)
     return policy
 
@@ -178,7 +178,7 @@ def memory_of(size, segments=CHOICES[0]):
 
 def with_segments(limit=2 * MEGABYTE, **settings):
     """Return a policy that has timed all sizes that fit, each much faster than the one before."""
-    policy = searched(8, limit, memory_of, repeats=True, **settings)
+    policy = searched(8, limit, memory_of, segments="more", **settings)
     while policy.size <= 2 and policy.plan.candidates and policy.segments is None:
         policy.begin(8, nothing, memory_of, lambda: CHOICES)
         if policy.segments is None:
@@ -226,7 +226,7 @@ def test_a_candidate_that_runs_out_of_memory_gives_way_to_what_keeps_everything(
 
 
 def test_a_batch_of_another_size_does_not_begin_to_run_layers_again():
-    policy = searched(8, 2 * MEGABYTE, memory_of, repeats=True)
+    policy = searched(8, 2 * MEGABYTE, memory_of, segments="more")
     for _ in range(7):
         policy.succeeded(policy.size, 1 / policy.size)
     assert policy.plan.measuring

@@ -1,15 +1,19 @@
 """When the backward pass runs layers again, and what that saves."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
 import tensorflow_ranger as ranger
+from tensorflow_ranger.batch_size.plan import parse_bytes
 from tensorflow_ranger.batch_size.size_policy import SearchedSize
 from tensorflow_ranger.training import train_function
 from tests.models import assert_same_weights, fit, step_of, temporaries
 
+UPDATES = 30  # more than a search takes
 BACKEND = keras.config.backend()
 only_jax = pytest.mark.skipif(BACKEND != "jax", reason="only XLA on JAX tells what it allocates")
 
@@ -92,10 +96,15 @@ def test_the_plan_tells_what_is_run_again():
     assert model.microbatch_plan.rematerialization is None
 
 
-def train_by_the_clock(monkeypatch, model, x, y, limit):
+def inverse(size):
+    return 1 / size
+
+
+def train_by_the_clock(monkeypatch, model, x, y, limit, seconds_of=inverse, **settings):
     """Train `model` within `limit`, with measures that do not depend on the machine.
 
-    Small micro-batches take longer. Of memory JAX knows all by itself.
+    A sample takes `seconds_of` the size, and a third more if all layers are run again. Of memory
+    JAX knows all by itself.
     """
     succeeded = SearchedSize.succeeded
 
@@ -103,20 +112,35 @@ def train_by_the_clock(monkeypatch, model, x, y, limit):
         if seconds is None:
             succeeded(policy, size)
             return
-        kept = 1.0
-        if policy.segments is not None:
-            choices = model.make_train_function.__self__.maker.replays.choices(None)
-            kept = policy.segments.memory / choices[0].memory
+        replays = model.make_train_function.__self__.maker.replays
+        kept, repeated = 1.0, 0.0
+        if policy.segments is not None or replays.searched == "fewer":
+            choices = replays.choices(None)
+            segments = policy.segments or choices[-1]
+            kept, repeated = segments.memory / choices[0].memory, segments.repeated
         memory = None if BACKEND == "jax" else int(1e7 + 1e6 * size * kept)
-        succeeded(policy, size, 1 / size, memory)
+        succeeded(policy, size, len(x) * seconds_of(size) * (1 + repeated / 3), memory)
 
     monkeypatch.setattr(SearchedSize, "succeeded", told)
     if BACKEND != "jax":
         monkeypatch.setattr(train_function, "bytes_in_use", lambda: 10**7)
-    ranger.microbatch(model, "auto", memory_limit=limit)
-    fit(model, x, y, len(x), epochs=15)
+    ranger.microbatch(model, "auto", memory_limit=limit, **settings)
+    fit(model, x, y, len(x), epochs=UPDATES)
     assert not model.microbatch_plan.measuring
     return model.microbatch_plan
+
+
+def layers_run_again(plan):
+    """Return the number of layers' calls that the backward pass runs again."""
+    (count,) = re.findall(r"runs (\d+) of", plan.rematerialization)
+    return int(count)
+
+
+def repeated_by_least_memory(x, y, blocks=3):
+    """Return that number for the segments that need the least memory."""
+    model = ranger.microbatch(deep(blocks=blocks), 8, rematerialize=True)
+    fit(model, x, y, 8)
+    return layers_run_again(model.microbatch_plan)
 
 
 def test_a_search_for_segments_changes_no_weights(monkeypatch):
@@ -127,10 +151,36 @@ def test_a_search_for_segments_changes_no_weights(monkeypatch):
         step, state = step_of(ranger.microbatch(deep(blocks=3), 1, rematerialize=False), x, y, 1)
         limit = step.memory(state, (x, y, None), 2)
     plan = train_by_the_clock(monkeypatch, model, x, y, limit)
-    fit(expected, x, y, 8, epochs=15)
+    fit(expected, x, y, 8, epochs=UPDATES)
     assert plan.segments > 0
     assert plan.chosen > max(one.size for one in plan.candidates if one.fits and not one.segments)
     assert "layers' calls again, in" in plan.rematerialization
+    assert_same_weights(model, expected, 1e-5)
+
+
+def test_where_layers_are_always_run_again_they_are_as_few_as_fit(monkeypatch):
+    x, y = data(8)
+    model, expected = deep(blocks=3), ranger.microbatch(deep(blocks=3), 8, rematerialize=False)
+    plan = train_by_the_clock(monkeypatch, model, x, y, "1GB", rematerialize=True)
+    fit(expected, x, y, 8, epochs=UPDATES)
+    assert plan.chosen == 8
+    assert 0 < layers_run_again(plan) < repeated_by_least_memory(x, y)
+    assert "with which the least memory is needed" in plan.reason
+    assert_same_weights(model, expected, 1e-5)
+
+
+def test_where_one_sample_does_not_fit_as_few_layers_are_run_again_as_fit(monkeypatch, caplog):
+    x, y = data(8)
+    model, expected = deep(blocks=6), ranger.microbatch(deep(blocks=6), 8, rematerialize=False)
+    limit = "10.8MB"
+    if BACKEND == "jax":
+        step, state = step_of(ranger.microbatch(deep(blocks=6), 1, rematerialize=False), x, y, 1)
+        limit = step.memory(state, (x, y, None), 1) - 1
+    plan = train_by_the_clock(monkeypatch, model, x, y, limit, seconds_of=lambda size: 1.0)
+    fit(expected, x, y, 8, epochs=UPDATES)
+    assert "One sample does not fit the memory: the backward pass runs layers again" in caplog.text
+    assert 0 < layers_run_again(plan) < repeated_by_least_memory(x, y, 6)
+    assert all(c.memory <= parse_bytes(limit) for c in plan.candidates if c.fits)
     assert_same_weights(model, expected, 1e-5)
 
 
