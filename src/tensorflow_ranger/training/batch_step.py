@@ -129,7 +129,7 @@ class BatchStep(TwoPasses):
         counts = [self.count(data) for data, _ in parts]
         if replicas.count() == 1:
             return sum(counts), masses, [draws.place(0)]
-        is_own = ops.arange(replicas.count()) == replicas.index()
+        is_own = ops.arange(replicas.count(), dtype="int32") == replicas.index()
         counts = [ops.where(is_own, rows, ops.zeros_like(rows)) for rows in counts]
         sums = replicas.sum_over([*counts, *(masses or ())])
         counts, masses = sums[: len(parts)], masses and sums[len(parts) :]

@@ -24,6 +24,16 @@ def rows(leaf):
     return Mesh().rows(leaf) if replicas.has_several(()) else leaf.shape[0]
 
 
+def first_part(data):
+    """Return what the first replica here is given of a batch, as far as shapes tell."""
+    return data  # but for the number of samples
+
+
+def batches_here(data):
+    """Return what each replica of this process is given of a batch, as arrays of this process."""
+    return Mesh().batches_here(data) if replicas.has_several(()) else [data]
+
+
 def without_optionals(data):
     """Return `data` of an iterator with None for what is not there: it is so already."""
     return data
@@ -31,6 +41,6 @@ def without_optionals(data):
 
 def make_step(phases, loop, compiled):
     """Return the step of one device, or that of the replicas of Keras' distribution."""
-    if replicas.has_several(phases.weights):
+    if replicas.has_several(phases.weights) and not phases.is_alone:
         return ReplicaStep(phases)
     return JaxStep(phases, loop, compiled)

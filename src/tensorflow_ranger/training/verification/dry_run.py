@@ -30,6 +30,7 @@ class DryRun(BatchStep):
     def __init__(self, model, is_whole, training, loss=None, padding=None):
         recorder = _Recorder(model.optimizer, model.trainable_variables)
         super().__init__(model, recorder, loss=loss, padding=padding)
+        self.is_alone = True
         self._training = training
         self._is_whole = is_whole
         if is_whole:
@@ -213,7 +214,7 @@ def run(dry_run, data, size):
         },
         float(ops.convert_to_numpy(logs["loss"])),
         [float(ops.convert_to_numpy(part)) for part in logs["parts"]],
-        [np.asarray(ops.convert_to_numpy(value), "float64") for value in logs["metrics"]],
+        [_numbers(value) for value in logs["metrics"]],
     )
 
 
@@ -263,6 +264,11 @@ def largest(array):
 def is_over(differences, tolerance):
     """Return whether a difference is larger than rounding explains; a NaN is."""
     return not all(difference <= tolerance for difference in differences.values())
+
+
+def _numbers(value):
+    # A metric that nothing has updated is still a variable, of several replicas on TensorFlow.
+    return np.asarray(ops.convert_to_numpy(arrays.copied(value)), "float64")
 
 
 def _is_float(tensor):
