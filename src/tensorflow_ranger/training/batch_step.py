@@ -54,6 +54,8 @@ class BatchStep(TwoPasses):
         head: `ChunkedHead` of the model, or None.
     """
 
+    is_alone = False  #: Whether one replica runs the batch, though several may train the model.
+
     def __init__(
         self,
         model,

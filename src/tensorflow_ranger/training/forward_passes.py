@@ -48,7 +48,6 @@ class ForwardPasses:
         self.head: Any = head
         self.whole_head: str | None = None  #: Why the logits are not computed in chunks.
         self.noise = self.norms = None
-        self.is_alone = False
         self.weights = list(model.trainable_variables)
         self.metrics = list(model.metrics_variables)
         self.seeds = keras_internals.seeds_of(model)
@@ -81,10 +80,6 @@ class ForwardPasses:
     def slices(self, data, size, start=0, stops=()):
         """Return the `Slice` objects of a batch: see `batches.slices`."""
         return (slices if self.padding is None else self.padding.slices)(data, size, start, stops)
-
-    def sorted(self, data):
-        """Return the `SortedSamples` of a batch, or None where they are cut as they are given."""
-        return None if self.padding is None else self.padding.sorted(data)
 
     def in_order(self, cuts, parts):
         """Return what the micro-batches of `cuts` made as a list whose join is in their order."""

@@ -9,12 +9,13 @@ import numpy as np
 from keras import ops
 
 from tensorflow_ranger.backend import arrays, keras_internals
-from tensorflow_ranger.backend.batches import Slice, at, first, in_order, trimmed
+from tensorflow_ranger.backend.batches import first, in_order, trimmed
 from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.backend.phases import BatchOutputs
 from tensorflow_ranger.rules.division import division
 from tensorflow_ranger.training.metrics_of_batch import outputs_and_masks
 from tensorflow_ranger.training.sorted_samples import SortedSamples
+from tensorflow_ranger.training.trimmed_slice import TrimmedSlice
 
 BUCKETS = 8  # lengths that compiled steps are made for
 
@@ -59,7 +60,7 @@ class Padding:
                 steps = dict(zip(sizes, self._rounded(longest, sizes), strict=True))
                 # In their order, as a loss of the batch takes them.
                 places = np.sort(order[start : start + count])
-                found.append(_Trimmed(self, places, start, steps))
+                found.append(TrimmedSlice(self, places, start, steps))
                 start += count
         return found
 
@@ -302,29 +303,6 @@ class Padding:
             return trimmed(leaf, steps[sizes[axis]]) if is_long else leaf
 
         return _mapped(trim, nested, axes)
-
-
-class _Trimmed(Slice):
-    """Samples anywhere in the batch, without the steps that none of them needs."""
-
-    def __init__(self, padding, places, start, steps):
-        super().__init__(start, len(places))
-        self._padding = padding
-        self.steps = steps
-        self.places = places.astype("int32")
-
-    @property
-    def cells(self):
-        """The time steps of all samples."""
-        return len(self.places) * sum(self.steps.values())
-
-    def of(self, data):
-        """Return the micro-batch of a batch."""
-        return self._padding.trimmed_batch(at(data, self.places), self.steps)
-
-    def slopes_of(self, rows):
-        """Return the micro-batch's part of the batch's `Slopes`."""
-        return self._padding.trimmed_slopes(at(rows, self.places), self.steps)
 
 
 def _mapped(function, nested, axes):

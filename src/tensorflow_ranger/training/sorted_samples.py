@@ -5,7 +5,6 @@ runs some at a time, trimmed to the longest: that asks nothing of the other repl
 behind the loop alone.
 """
 
-import keras
 from keras import ops
 
 from tensorflow_ranger.backend.batches import at

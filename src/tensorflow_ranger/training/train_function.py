@@ -222,8 +222,7 @@ class TrainFunction:
             padding = Padding(model, maker.padding, is_compiled=False)
             # Of replicas within one process, the first that has padding tells for all.
             self._is_inert = any(
-                require_inert(model, each, padding, maker.loss)
-                for each in steps.batches_here(data)
+                require_inert(model, each, padding, maker.loss) for each in steps.batches_here(data)
             )
 
 

@@ -53,6 +53,10 @@ def batches_here(data):
     ]
 
 
+def state_of_one(model, metrics):
+    """Return None: a step of one replica reads the variables."""
+
+
 def without_optionals(data):
     """Return `data` of an iterator with None for what is not there: an empty `tf.Optional`."""
     return keras.tree.map_structure(
@@ -282,9 +286,7 @@ class Step:
 
         own = None if slopes is None else slopes.rows
         dense, arrays = lists.open()
-        state = fold_samples(
-            add, (dense, loop_state, arrays), data, own, size, order, self._xla
-        )
+        state = fold_samples(add, (dense, loop_state, arrays), data, own, size, order, self._xla)
         dense, loop_state, arrays = state
         # Metrics count samples, which are known at once: a batch that fails must not be counted.
         last = [tensor for tensor in tf.nest.flatten((dense, loop_state)) if tensor is not None]
@@ -305,9 +307,9 @@ class Step:
             added = [a + b for a, b in zip(added, part.added, strict=True)]
             return number + 1, each.ended(ended, place), places, rows, added
 
-        rows = [rows_array(dtype, shape) for shape, dtype in specs.rows]
+        rows = [table_rows.rows_array(dtype, shape) for shape, dtype in specs.rows]
         added = [tf.zeros((), dtype) for dtype in specs.added]
-        places = rows_array("int32", [])
+        places = table_rows.rows_array("int32", [])
         begun = (tf.constant(0), loop_state, places, rows, added)
         _, ended, places, rows, added = fold_samples(
             forward, begun, data, None, size, order, is_uniform=False

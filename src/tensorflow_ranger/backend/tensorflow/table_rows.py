@@ -75,7 +75,10 @@ class InLoop:
     def open(self):
         """Return what the first micro-batch is handed: other sums, and arrays of rows."""
         arrays = [
-            (rows_array(self._sums[i].dtype, self._sums[i].values.shape[1:]), rows_array("int32", []))
+            (
+                rows_array(self._sums[i].dtype, self._sums[i].values.shape[1:]),
+                rows_array("int32", []),
+            )
             for i in self._places
         ]
         return self._dense(self._sums), arrays
