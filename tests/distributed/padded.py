@@ -38,6 +38,12 @@ def drawing():
     return keras.Model(words, layers.Dense(3)(layers.GRU(3, return_sequences=True)(x)))
 
 
+def tagger():
+    """Return a tagger whose outputs have masks."""
+    words, x = embedded()
+    return keras.Model(words, layers.Dense(3, activation="tanh")(x))
+
+
 def two_inputs():
     """Return a network over two sentences, each with a time axis."""
     words, x = embedded()
@@ -57,6 +63,13 @@ def neighbours(y, y_pred):
     return ops.sum((y_pred[1:] - y_pred[:-1] - y[1:] + y[:-1]) ** 2) / 48.0
 
 
+def of_tags(y, y_pred):
+    """A loss of the whole batch that leaves padding out, where the tag is -1."""
+    real = ops.cast(y >= 0, y_pred.dtype)
+    squares = ops.sum(ops.square(y_pred), axis=-1) * real
+    return ops.sum(squares) / (1.0 + ops.sum(real)) + ops.log(1.0 + ops.sum(squares))
+
+
 def squares():
     """Return the mean of the squared differences."""
     return "mse"
@@ -73,6 +86,7 @@ CASES = {
     "two_inputs": (two_inputs, squares, ((X, OTHER), NUMBERS)),
     # The replicas cannot share the last batch evenly.
     "whole": (number, lambda: neighbours, (X[:-1], NUMBERS[:-1])),
+    "whole_tags": (tagger, lambda: of_tags, (X, np.where(X > 0, TAGS, -1))),
 }
 
 

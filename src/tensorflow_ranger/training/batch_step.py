@@ -89,7 +89,8 @@ class BatchStep(TwoPasses):
                 "NoiseScale needs micro-batches of samples that were drawn at random, and padding= "
                 "sorts them by length. Leave one of them out."
             )
-        if self.padding is not None and self.padding.has_long_outputs and self.gathers:
+        of_batch = self.gathers or self.metrics_of_batch.are_of_batch
+        if self.padding is not None and self.padding.has_long_outputs and of_batch:
             raise ValueError(
                 f"padding={self.padding.value!r} trims outputs, and a metric of this model is a "
                 "function of the whole batch's, padding included. Compile metrics that add up over "
