@@ -119,7 +119,7 @@ class LoopedMicroBatch(NamedTuple):
 
     def begun(self, state, first):
         """Return the `LoopState` that it is handed; `first` is the place of the first of all."""
-        return state if self.places is None else state._replace(place=first + self.places)
+        return state if self.places is None else state._replace(place=self.places + first)
 
     def ended(self, state, first):
         """Return the `LoopState` that it hands on, of the same shapes for all."""

@@ -95,7 +95,9 @@ class CompiledLosses(MatchedLosses):
             if is_scalar and loss.reduction != "sum":
                 self._scalars.append(place)
             # Keras takes no mean of a scalar but with weights, by which it multiplies that first.
-            is_mean = not is_scalar or sample_weight is not None or any(m is not None for m in masks)
+            is_mean = (
+                not is_scalar or sample_weight is not None or any(m is not None for m in masks)
+            )
             if is_mean and loss.reduction not in (None, "none", "sum"):
                 self._divided.append(place)
             if mass_of(loss, masks, sample_weight) is not None and len(values.shape) > 0:
