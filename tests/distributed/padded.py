@@ -96,15 +96,19 @@ def in_float64():
     floatx = keras.config.floatx()
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
-    if keras.config.backend() == "jax":
-        import jax
-
-        jax.config.update("jax_enable_x64", True)
-    yield
-    if keras.config.backend() == "jax":
-        jax.config.update("jax_enable_x64", False)
+    with _in_float64_of_jax() if keras.config.backend() == "jax" else contextlib.nullcontext():
+        yield
     keras.config.set_floatx(floatx)
     keras.config.set_dtype_policy(floatx)
+
+
+@contextlib.contextmanager
+def _in_float64_of_jax():
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
 
 
 def trained(name, here, size=None):
