@@ -188,9 +188,21 @@ if BACKEND == "tensorflow":
 
         plain = trained(text_model(mean), jit_compile=False)
         with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
-            ours = trained(text_model(mean), jit_compile=False)
+            ours = text_model(mean)
+            ours.compile("sgd", "mse", jit_compile=False)
+        ranger.microbatch(ours, 7, padding=0)
+        fit(ours, X, Y, 24)
         assert_same_weights(ours, plain)
         assert str(ours.microbatch_plan) == str(plain.microbatch_plan)
+
+    def test_fit_within_the_scope_of_a_strategy_is_refused():
+        import tensorflow as tf
+
+        with (
+            tf.distribute.MirroredStrategy(["CPU:0"]).scope(),
+            pytest.raises(ValueError, match=r"Call fit outside of strategy.scope\(\)"),
+        ):
+            trained(text_model(mean), jit_compile=False)
 
     def test_batches_of_a_data_set_may_have_lengths_of_their_own():
         import tensorflow as tf

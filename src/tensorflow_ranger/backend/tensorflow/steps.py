@@ -86,6 +86,12 @@ class Step:
     def __init__(self, phases: Phases, loop, compiled):
         self._phases = phases
         self._strategy: Any = None if phases.is_alone else strategy_of(phases.weights)
+        if phases.is_alone and tf.distribute.has_strategy():
+            raise ValueError(
+                "A batch is looked at on one replica, and within the scope of a strategy there is "
+                "none. Call fit outside of strategy.scope(): it is for building and compiling the "
+                "model."
+            )
         if self._strategy is not None:
             compiled = False
         self._has_several_processes = in_lockstep(phases.weights)
