@@ -27,11 +27,11 @@ def dropout(here, folder):
 
 
 def trimmed(here, folder):
-    """Return what becomes of padded samples in micro-batches of 3, in float64."""
+    """Return what becomes of padded samples in micro-batches of 4, in float64."""
     # Processes of JAX need batches that they can share evenly.
     names = [name for name in padded.CASES if here.processes == 1 or name != "whole"]
     with padded.in_float64():
-        return {name: padded.trained(name, here, 3) for name in names}
+        return {name: padded.trained(name, here, 4) for name in names}
 
 
 def resumed(here, folder):
