@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 import tensorflow_ranger as ranger
-from tests.distributed import cases
+from tests.distributed import cases, padded
 
 
 def dropout(here, folder):
@@ -24,6 +24,14 @@ def dropout(here, folder):
     model.fit(np.ones((rows, 64)), np.ones((rows, 1)), batch_size=rows, verbose=0)
     drops = np.abs(model.get_weights()[0][:, 0])
     return int(np.sum((drops > 0) & (drops < drops.max() * 0.99)))
+
+
+def trimmed(here, folder):
+    """Return what becomes of padded samples in micro-batches of 4, in float64."""
+    # Processes of JAX need batches that they can share evenly.
+    names = [name for name in padded.CASES if here.processes == 1 or name != "whole"]
+    with padded.in_float64():
+        return {name: padded.trained(name, here, 4) for name in names}
 
 
 def resumed(here, folder):
@@ -56,6 +64,14 @@ def refused(here, folder):
         model = _classifier(here, {"size": "auto"})
         with _kept(messages, "size"):
             model.fit(np.ones((8, 6)), np.ones((8, 3)), batch_size=8, verbose=0)
+    with here.scope():
+        words = keras.Input((None,))
+        vectors = keras.layers.Embedding(4, 2)(words)
+        model = keras.Model(words, keras.ops.mean(vectors, axis=1))
+        model.compile("sgd", loss="mse")
+        ranger.microbatch(model, 2, padding=0)
+    with _kept(messages, "padding"):
+        model.fit(np.eye(8)[:, :6], np.ones((8, 2)), batch_size=8, verbose=0)
     if keras.config.backend() == "jax":
         model = _classifier(here, {"size": 2})
         model.fit(np.ones((8, 6)), np.ones((8, 3)), batch_size=8, verbose=0)

@@ -1,24 +1,26 @@
 """Every engine ends with the weights of one process, and sums gradients once per update."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
 
-from tests.distributed import cases, launch
+from tests.distributed import cases, launch, padded
 from tests.distributed.engines import Here
 
 SCALARS = 64  # bytes an update may send beside its gradients: masses, losses and metrics
 
 # What an engine trains in every suite, and what in the thorough run alone. Each makes a run of its
 # own. Keras' own train step fails under several TensorFlow workers.
-QUICK = ["masks", "batch_normalization", "contrasting", "drawing", "streaming", "norms"]
+QUICK = ["masks", "padded", "batch_normalization", "contrasting", "drawing", "streaming", "norms"]
 OTHERS = ["uneven", "ranger", "not_finite", "norms_of_windows"]
 ENGINES = {
     "tensorflow": {
         "tensorflow_mirrored": ([*QUICK, "plain"], OTHERS),
         "tensorflow_workers": (
             ["masks"],
-            ["balanced", "batch_normalization", "contrasting", "drawing", "ranger"],
+            ["balanced", "padded", "batch_normalization", "contrasting", "drawing", "ranger"],
         ),
     },
     "jax": {
@@ -26,12 +28,13 @@ ENGINES = {
         # Keras gives each process as many samples.
         "jax_processes": (
             ["masks", "contrasting_even", "drawing_even"],
-            ["balanced", "batch_normalization"],
+            ["balanced", "padded", "batch_normalization"],
         ),
-        "jax_model_parallel": ([], ["masks", "streaming"]),
+        "jax_model_parallel": ([], ["masks", "padded", "streaming"]),
     },
-    "torch": {"torch_processes": ([*QUICK, "balanced", "padded"], OTHERS)},
+    "torch": {"torch_processes": ([*QUICK, "balanced"], OTHERS)},
 }[keras.config.backend()]
+LOCKSTEP = ("jax_processes", "tensorflow_workers")
 MAIN = next(iter(ENGINES))  # looked at in every suite, the others in the thorough run
 pytestmark = pytest.mark.filterwarnings("ignore:Left out:UserWarning")
 THOROUGH = pytest.mark.thorough
@@ -50,9 +53,11 @@ def runs(is_wanted=lambda engine, name: True):
 
 EVERY_ENGINE = [pytest.param(e, marks=[THOROUGH] * (e != MAIN)) for e in ENGINES]
 OBSERVED = ["dropout", "resumed", "refused"]
-OBSERVED += {"torch": ["begun_apart"], "jax": ["searched"], "tensorflow": []}[
-    keras.config.backend()
-]
+OBSERVED += {
+    "torch": ["begun_apart"],
+    "jax": ["trimmed", "searched"],
+    "tensorflow": ["trimmed"],
+}[keras.config.backend()]
 
 
 @pytest.fixture
@@ -118,7 +123,7 @@ def test_history_is_that_of_the_whole_batch(results, alone, engine, name):
     ("engine", "name"),
     runs(
         lambda engine, name: (
-            name in ("masks", "ranger", "contrasting", "contrasting_even")
+            name in ("masks", "padded", "ranger", "contrasting", "contrasting_even")
             or (name == "streaming" and not engine.startswith("jax"))
         )
     ),
@@ -151,15 +156,46 @@ def test_a_run_goes_on_in_mid_window(results, alone, engine):
 def test_what_an_engine_cannot_do_is_an_error(results, engine):
     expected = {
         "size": "size='auto' is measured by one process: got several",
+        "padding": "padding=0 would train another model. What the model computes between its lay",
         "rows": "A batch must give each replica of a process as many samples: got 3",
     }
-    lockstep = engine in ("jax_processes", "tensorflow_workers")
+    lockstep = engine in LOCKSTEP
     for process in results(engine, "refused"):
         messages = process["refused"]
+        assert "padding" in messages
         assert ("size" in messages) == lockstep
         assert ("rows" in messages) == (engine == "jax_processes")
         for name, message in messages.items():
             assert expected[name] in message
+
+
+if keras.config.backend() != "torch":  # where each process divides its own samples in Python
+
+    @pytest.fixture(scope="module")
+    def padded_alone():
+        """The results of plain `fit` on the padded batches, on one device."""
+        known = {}
+
+        def results_of(name):
+            if name not in known:
+                with padded.in_float64():
+                    known[name] = padded.trained(name, Here(replicas=1))
+            return known[name]
+
+        return results_of
+
+    @pytest.mark.parametrize("engine", EVERY_ENGINE)
+    @pytest.mark.parametrize("name", padded.CASES)
+    def test_trimmed_samples_train_as_padded_ones(results, padded_alone, engine, name):
+        for process in results(engine, "trimmed"):
+            if name == "whole" and engine in LOCKSTEP:
+                continue
+            found, expected = process["trimmed"][name], padded_alone(name)
+            for weight, other in zip(found["weights"], expected["weights"], strict=True):
+                np.testing.assert_allclose(weight, other, rtol=0, atol=1e-10)
+            np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-6)
+            (share,) = re.findall(r"padded time steps are computed \((\d+)%\)", found["plan"])
+            assert 50 < int(share) < 90
 
 
 if keras.config.backend() == "torch":

@@ -1,5 +1,7 @@
 """Batches: nested arrays, or None, whose leading axis is the samples."""
 
+from typing import Any, NamedTuple
+
 import keras
 import numpy as np
 from keras import ops
@@ -104,6 +106,24 @@ class Slice:
             first: The place in the global batch of the first sample of this replica.
         """
         return state if self.places is None else state._replace(place=first + self.places)
+
+
+class LoopedMicroBatch(NamedTuple):
+    """A micro-batch that a loop within a step has cut."""
+
+    data: Any  #: Tuple ``(x, y, sample_weight)``.
+    slopes: Any  #: Its part of ``Slopes.rows``, or None.
+    #: Array of its samples' places among those that the loop cuts, or None where they follow the
+    #: micro-batch before.
+    places: Any
+
+    def begun(self, state, first):
+        """Return the `LoopState` that it is handed; `first` is the place of the first of all."""
+        return state if self.places is None else state._replace(place=self.places + first)
+
+    def ended(self, state, first):
+        """Return the `LoopState` that it hands on, of the same shapes for all."""
+        return state if self.places is None else state._replace(place=first)
 
 
 def slices(data, size, start=0, stops=()):

@@ -137,12 +137,21 @@ class Phases(Protocol):
         ...
 
     @property
+    def is_alone(self) -> bool:
+        """Whether one replica runs the batch, though several may train the model."""
+        ...
+
+    @property
     def loops_in_python(self) -> bool:
         """Whether micro-batches differ in shape, so that no compiled loop can cut them."""
         ...
 
     def slices(self, data: Any, size: int, start: int = 0, stops: Any = ()) -> list[Any]:
         """Return the `Slice` objects of a batch: see `batches.slices`."""
+        ...
+
+    def sorted(self, data: Any) -> Any:
+        """Return the `SortedSamples` of a batch, or None where they are cut as they are given."""
         ...
 
     def in_order(self, cuts: list[Any], parts: list[Any]) -> list[Any]:

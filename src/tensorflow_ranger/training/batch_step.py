@@ -53,6 +53,8 @@ class BatchStep(TwoPasses):
         head: `ChunkedHead` of the model, or None.
     """
 
+    is_alone = False  #: Whether one replica runs the batch, though several may train the model.
+
     def __init__(
         self,
         model,
@@ -86,7 +88,8 @@ class BatchStep(TwoPasses):
                 "NoiseScale needs micro-batches of samples that were drawn at random, and padding= "
                 "sorts them by length. Leave one of them out."
             )
-        if self.padding is not None and self.padding.has_long_outputs and self.gathers:
+        of_batch = self.gathers or self.metrics_of_batch.are_of_batch
+        if self.padding is not None and self.padding.has_long_outputs and of_batch:
             raise ValueError(
                 f"padding={self.padding.value!r} trims outputs, and a metric of this model is a "
                 "function of the whole batch's, padding included. Compile metrics that add up over "
@@ -128,7 +131,7 @@ class BatchStep(TwoPasses):
         counts = [self.count(data) for data, _ in parts]
         if replicas.count() == 1:
             return sum(counts), masses, [draws.place(0)]
-        is_own = ops.arange(replicas.count()) == replicas.index()
+        is_own = ops.arange(replicas.count(), dtype="int32") == replicas.index()
         counts = [ops.where(is_own, rows, ops.zeros_like(rows)) for rows in counts]
         sums = replicas.sum_over([*counts, *(masses or ())])
         counts, masses = sums[: len(parts)], masses and sums[len(parts) :]

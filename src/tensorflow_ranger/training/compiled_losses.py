@@ -90,11 +90,16 @@ class CompiledLosses(MatchedLosses):
             own_mask = keras_internals.get_mask(values)
             if own_mask is not None:
                 self._masking.add(place)
-            if len(values.shape) == 0 and loss.reduction != "sum":
-                self._scalars.append(place)
-            elif loss.reduction not in (None, "none", "sum"):
-                self._divided.append(place)
             masks = Masks(keras_internals.get_mask(y_pred), own_mask)
+            is_scalar = len(values.shape) == 0
+            if is_scalar and loss.reduction != "sum":
+                self._scalars.append(place)
+            # Keras takes no mean of a scalar but with weights, by which it multiplies that first.
+            is_mean = (
+                not is_scalar or sample_weight is not None or any(m is not None for m in masks)
+            )
+            if is_mean and loss.reduction not in (None, "none", "sum"):
+                self._divided.append(place)
             if mass_of(loss, masks, sample_weight) is not None and len(values.shape) > 0:
                 self._places.append(place)
                 by_targets = masks.output is None and ignored_class(loss) is not None

@@ -41,6 +41,11 @@ class MetricsOfBatch:
         self.gathers = False
 
     @property
+    def are_of_batch(self):
+        """Whether a metric is a function of the whole batch."""
+        return bool(self._of_batch)
+
+    @property
     def unclear(self):
         """Metrics of which only a comparison tells whether they add up."""
         compiled = keras_internals.compiled_metrics(self._model)

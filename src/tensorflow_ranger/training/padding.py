@@ -9,11 +9,13 @@ import numpy as np
 from keras import ops
 
 from tensorflow_ranger.backend import arrays, keras_internals
-from tensorflow_ranger.backend.batches import Slice, at, first, in_order, trimmed
+from tensorflow_ranger.backend.batches import first, in_order, trimmed
 from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.backend.phases import BatchOutputs
 from tensorflow_ranger.rules.division import division
 from tensorflow_ranger.training.metrics_of_batch import outputs_and_masks
+from tensorflow_ranger.training.sorted_samples import SortedSamples
+from tensorflow_ranger.training.trimmed_slice import TrimmedSlice
 
 BUCKETS = 8  # lengths that compiled steps are made for
 
@@ -26,12 +28,14 @@ class Padding:
         value: What stands behind the end of a sample, in each input.
         is_compiled: Whether each shape costs a compilation: then there are `BUCKETS` of them, and
             one more for each that remains where micro-batches don't divide a batch.
+        is_in_step: Whether samples are sorted within the step that runs them, in place of Python.
     """
 
-    def __init__(self, model, value, is_compiled):
+    def __init__(self, model, value, is_compiled, is_in_step=False):
         self._model = model
         self.value = value
         self._is_compiled = is_compiled
+        self._is_in_step = is_in_step
         # For each output, and then each of their masks, which of the time axes it has, or None.
         self._axes = []
         self._are_floats = []
@@ -56,13 +60,33 @@ class Padding:
                 steps = dict(zip(sizes, self._rounded(longest, sizes), strict=True))
                 # In their order, as a loss of the batch takes them.
                 places = np.sort(order[start : start + count])
-                found.append(_Trimmed(self, places, start, steps))
+                found.append(TrimmedSlice(self, places, start, steps))
                 start += count
         return found
+
+    def sorted(self, data):
+        """Return the `SortedSamples` of a batch, or None where Python cuts it into `slices`.
+
+        Raises:
+            ValueError: The batch has other time axes than that of which this has learned.
+        """
+        if not self._is_in_step:
+            return None
+        sizes = self.sizes_of(data[0])
+        if sizes != self._sizes:
+            raise ValueError(
+                f"padding={self.value!r} trims batches that are padded to one size for all "
+                f"replicas: got time axes of {self._sizes} steps on one replica, and of {sizes} on "
+                "another. Pad each batch before it is distributed."
+            )
+        return SortedSamples(self, data[0], sizes, BUCKETS if self._is_compiled else None)
 
     def cells_of(self, data, size):
         """Return the time steps of all samples of a batch, padded, and those that are computed."""
         padded = first(data[0]).shape[0] * sum(self.sizes_of(data[0]))
+        in_step = self.sorted(data)
+        if in_step is not None:
+            return padded, in_step.cells(size)
         return padded, sum(each.cells for each in self.slices(data, size))
 
     def most_padded(self, x, count):
@@ -141,7 +165,7 @@ class Padding:
             Integer array of shape ``(samples, axes)``.
         """
         lengths = np.zeros((first(x).shape[0], len(sizes)), "int64")
-        for leaf in self._long_inputs(x):
+        for leaf in self.long_inputs(x):
             real = ops.convert_to_numpy(leaf) != self.value
             real = real.reshape((*real.shape[:2], -1)).any(axis=2)
             own = np.where(real.any(axis=1), real.shape[1] - np.argmax(real[:, ::-1], axis=1), 0)
@@ -155,7 +179,7 @@ class Padding:
         Raises:
             ValueError: An input is ragged or sparse.
         """
-        leaves = self._long_inputs(x)
+        leaves = self.long_inputs(x)
         for leaf in leaves:
             if leaf.shape[1] is None or arrays.is_sparse(leaf):
                 raise ValueError(
@@ -199,6 +223,10 @@ class Padding:
         y = self._filled_leaves(y, aligned)
         return y, found, self._filled_leaves(sample_weight, aligned)
 
+    def filled_rows(self, rows):
+        """Return ``BatchOutputs.rows`` of a micro-batch with zeros for what was trimmed."""
+        return self._filled_leaves(rows, self._axes)
+
     def _filled_leaves(self, nested, axes):
         def fill(leaf, axis):
             return arrays.filled(leaf, self._sizes[axis])
@@ -241,10 +269,11 @@ class Padding:
         ]
 
     def _begins_with_padding(self, x):
-        beginnings = [ops.convert_to_numpy(leaf[:, 0]) for leaf in self._long_inputs(x)]
+        beginnings = [ops.convert_to_numpy(leaf[:, 0]) for leaf in self.long_inputs(x)]
         return any((beginning == self.value).any() for beginning in beginnings)
 
-    def _long_inputs(self, x):
+    def long_inputs(self, x):
+        """Return the inputs that have a time axis."""
         return [leaf for leaf, is_long in zip(*self._inputs(x), strict=True) if is_long]
 
     def _inputs(self, x):
@@ -274,29 +303,6 @@ class Padding:
             return trimmed(leaf, steps[sizes[axis]]) if is_long else leaf
 
         return _mapped(trim, nested, axes)
-
-
-class _Trimmed(Slice):
-    """Samples anywhere in the batch, without the steps that none of them needs."""
-
-    def __init__(self, padding, places, start, steps):
-        super().__init__(start, len(places))
-        self._padding = padding
-        self.steps = steps
-        self.places = places.astype("int32")
-
-    @property
-    def cells(self):
-        """The time steps of all samples."""
-        return len(self.places) * sum(self.steps.values())
-
-    def of(self, data):
-        """Return the micro-batch of a batch."""
-        return self._padding.trimmed_batch(at(data, self.places), self.steps)
-
-    def slopes_of(self, rows):
-        """Return the micro-batch's part of the batch's `Slopes`."""
-        return self._padding.trimmed_slopes(at(rows, self.places), self.steps)
 
 
 def _mapped(function, nested, axes):

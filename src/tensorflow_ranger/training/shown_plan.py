@@ -48,11 +48,15 @@ class ShownPlan:
         _logger.warning("%s loss='shares' takes the micro-batches' losses in its place.", text)
         self._note("loss", text)
 
-    def note_cells(self, padding, data, size):
-        """Tell once how many time steps of a first batch are computed, if it is trimmed at all."""
-        if padding is None or "padding" in self._notes:
+    def note_cells(self, cells):
+        """Tell once how many time steps of a first batch are computed.
+
+        Args:
+            cells: Function that returns those of the padded batch, and those that are computed.
+        """
+        if "padding" in self._notes:
             return
-        padded, computed = padding.cells_of(data, size)
+        padded, computed = cells()
         self._note("time_steps", (computed, padded))
         self._note(
             "padding",

@@ -180,7 +180,8 @@ class StepMaker:
         kind = (is_linear, self.norms is None, *(leaf is None for leaf in keras.tree.flatten(data)))
         if self.padding is not None:
             # What layers draw for a sample depends on its padded size.
-            kind = (*kind, *Padding(self._model, self.padding, False).sizes_of(data[0]))
+            x = steps.first_part(data[0])
+            kind = (*kind, *Padding(self._model, self.padding, False).sizes_of(x))
         return kind
 
     def _key_of(self, data, segments):
@@ -190,8 +191,10 @@ class StepMaker:
     def _padding_for(self, compiled):
         if self.padding is None:
             return None
-        is_compiled = bool(compiled) and keras.config.backend() != "torch"
-        return Padding(self._model, self.padding, is_compiled)
+        is_in_step = replicas.has_several(self._model.variables) and not steps.ADDS_IN_PLACE
+        backend = keras.config.backend()
+        is_compiled = backend == "jax" if is_in_step else bool(compiled) and backend != "torch"
+        return Padding(self._model, self.padding, is_compiled, is_in_step)
 
     def _check_metrics(self, phases):
         on_device = replicas.has_several(phases.weights) and keras.config.backend() != "torch"

@@ -88,7 +88,6 @@ class TrainFunction:
         }
         require_replicas(model.variables)
         Rematerialization.require_no_scope(model)
-        self._require_python_loop()
         if self._is_searched and replicas.in_lockstep(model.variables):
             raise ValueError(
                 "size='auto' is measured by one process: got several, which must agree on the "
@@ -99,15 +98,6 @@ class TrainFunction:
             self._merged = functools.partial(merged_gradients, model.optimizer)
             replicas.begin_alike([*model.variables, *model.optimizer.variables])
         model.train_function = runs[keras.config.backend()]
-
-    def _require_python_loop(self):
-        has_several = replicas.has_several(self._model.variables) and not steps.ADDS_IN_PLACE
-        on_device = has_several or keras_internals.strategy_of(self._model) is not None
-        if self.maker.padding is not None and on_device:
-            raise ValueError(
-                "padding= cuts each batch in Python, and these replicas meet within one compiled "
-                "step. Leave padding= out, or train with PyTorch's processes."
-            )
 
     def _run_from_tensorflow_iterator(self, iterator):
         rows = rows_known_to_graph(iterator, self._model)
@@ -164,7 +154,8 @@ class TrainFunction:
                     self._plan.warn_of_no_split(size, samples)
                 if size < samples:
                     self._plan.note_loss(phases.compiled_losses.whole_reason)
-                self._plan.note_cells(phases.padding, data, size)
+                if phases.padding is not None:
+                    self._plan.note_cells(functools.partial(_cells_of, phases.padding, data, size))
                 self._plan.note_rematerialization(phases.rematerialization)
                 self._plan.note_head(phases.head, phases.whole_head)
                 if not step.is_settled:
@@ -239,7 +230,16 @@ class TrainFunction:
             held = keras_internals.state_in_variables(model, state)
         with held:
             padding = Padding(model, maker.padding, is_compiled=False)
-            self._is_inert = require_inert(model, data, padding, maker.loss)
+            # Of replicas within one process, the first that has padding tells for all.
+            self._is_inert = any(
+                require_inert(model, each, padding, maker.loss) for each in steps.batches_here(data)
+            )
+
+
+def _cells_of(padding, data, size):
+    """Return the time steps of a batch, padded, and those that are computed, on all replicas."""
+    each = [padding.cells_of(batch, size) for batch in steps.batches_here(data)]
+    return tuple(map(sum, zip(*each, strict=True)))
 
 
 def _meets_others(phases):

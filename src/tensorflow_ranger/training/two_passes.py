@@ -37,6 +37,10 @@ class TwoPasses(ComparedPasses):
         self.accumulator = accumulator
         self._loss_has_gradient = []
 
+    def sorted(self, data):
+        """Return the `SortedSamples` of a batch, or None where they are cut as they are given."""
+        return None if self.padding is None else self.padding.sorted(data)
+
     def forward(self, state, data, samples, replica_weight=None):
         """Run a micro-batch forward, and commit nothing.
 

@@ -8,6 +8,7 @@ import pytest
 from keras import layers, ops
 
 import tensorflow_ranger as ranger
+from tensorflow_ranger.training.padding import Padding
 from tests.marks import first, first_but
 from tests.models import assert_same_weights, fit
 
@@ -28,7 +29,7 @@ def text_model(body, steps: int | None = None, mask_zero=True):
 
 
 def trained(model, x=X, y=Y, loss: object = "mse", padding=0, **settings):
-    model.compile("sgd", loss, jit_compile=BACKEND == "jax", **settings)
+    model.compile("sgd", loss, **{"jit_compile": BACKEND == "jax", **settings})
     ranger.microbatch(model, 7, padding=padding)
     fit(model, x, y, 24)
     return model
@@ -136,6 +137,18 @@ def test_the_plan_tells_how_many_steps_are_computed():
     assert ranger.microbatch(model, None)
 
 
+@first
+def test_replicas_whose_samples_were_padded_to_several_sizes_are_refused():
+    model = text_model(mean)
+    padding = Padding(model, 0, is_compiled=False, is_in_step=True)
+    padding.learn(X, model(X), model)
+    assert padding.sorted((X, Y, None)) is not None
+    with pytest.raises(
+        ValueError, match=r"of \[12\] steps on one replica, and of \[9\] on another"
+    ):
+        padding.sorted((X[:, :9], Y, None))
+
+
 def test_verify_compares_with_padding():
     model = text_model(mean)
     model.compile("sgd", "mse")
@@ -170,15 +183,26 @@ if BACKEND == "tensorflow":
         of_rows: Any = tf.RaggedTensor
         return of_rows.from_tensor(x, lengths)
 
-    def test_replicas_that_meet_within_a_step_are_refused():
+    def test_a_strategy_of_one_replica_trims_as_no_strategy_does():
         import tensorflow as tf
 
+        plain = trained(text_model(mean), jit_compile=False)
         with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
-            model = text_model(mean)
-            model.compile("sgd", "mse", jit_compile=False)
-        ranger.microbatch(model, 7, padding=0)
-        with pytest.raises(ValueError, match="padding= cuts each batch in Python"):
-            fit(model, X, Y, 24)
+            ours = text_model(mean)
+            ours.compile("sgd", "mse", jit_compile=False)
+        ranger.microbatch(ours, 7, padding=0)
+        fit(ours, X, Y, 24)
+        assert_same_weights(ours, plain)
+        assert str(ours.microbatch_plan) == str(plain.microbatch_plan)
+
+    def test_fit_within_the_scope_of_a_strategy_is_refused():
+        import tensorflow as tf
+
+        with (
+            tf.distribute.MirroredStrategy(["CPU:0"]).scope(),
+            pytest.raises(ValueError, match=r"Call fit outside of strategy.scope\(\)"),
+        ):
+            trained(text_model(mean), jit_compile=False)
 
     def test_batches_of_a_data_set_may_have_lengths_of_their_own():
         import tensorflow as tf

@@ -4,18 +4,16 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import keras
 import numpy as np
 
 from tensorflow_ranger.backend import keras_internals
 from tensorflow_ranger.backend.batches import count, cut, has_sparse, joined_outputs
 from tensorflow_ranger.backend.jax import row_lists
+from tensorflow_ranger.backend.jax.device_loop import DeviceLoop
 from tensorflow_ranger.backend.jax.known_memory import KnownMemory
-from tensorflow_ranger.backend.jax.loops import fold
 from tensorflow_ranger.backend.jax.memory import shapes
 from tensorflow_ranger.backend.phases import (
-    BatchOutputs,
     BatchPart,
     BatchTotals,
     Phases,
@@ -23,7 +21,7 @@ from tensorflow_ranger.backend.phases import (
 )
 
 
-class JaxStep(KnownMemory):
+class JaxStep(DeviceLoop, KnownMemory):
     """Runs a batch: `run` returns the logs and the next state.
 
     Args:
@@ -183,79 +181,6 @@ class JaxStep(KnownMemory):
 
     def _run_on_device(self, state, data, size, rows):
         return self._run_parts(state, [(data, None)], size, rows)
-
-    def _run_parts(self, state, parts, size, rows):
-        """Run the batch as one function.
-
-        Args:
-            state: As in `run`.
-            parts: List of ``(data, weight)``: samples, and the weight of each on this replica:
-                1/n if n replicas compute the same; None is 1.
-            size: Samples per micro-batch.
-            rows: As in `run`.
-        """
-        scope = self._scope(*state)
-        with scope:
-            phases = self._phases
-            sums = phases.open()
-            factor, scale = phases.begin()
-            loop_state, masses = phases.initial(), None
-            if phases.needs_masses:
-                masses = [jnp.zeros((), loop_state.samples.dtype) for _ in loop_state.losses]
-                for data, weight in parts:
-                    masses = fold(functools.partial(self._add_masses, weight), masses, data, size)
-            samples, masses, places = phases.agreed(parts, masses)
-            totals = BatchTotals(samples, masses, factor, scale)
-            slopes = [None] * len(parts)
-            if phases.cuts:
-                sums, loop_state, slopes = self._cut_parts(
-                    sums, loop_state, parts, places, size, totals
-                )
-            for (data, weight), place, each in zip(parts, places, slopes, strict=True):
-
-                def add(state, batch, weight=weight, each=each):
-                    micro_batch, rows = batch
-                    cut_here = None if each is None else Slopes(rows, each.added)
-                    sums, loop_state, _ = phases.add(
-                        state[0], state[1], micro_batch, totals, weight, cut_here
-                    )
-                    return sums, loop_state
-
-                batch = (data, None if each is None else each.rows)
-                begun = sums, loop_state._replace(place=place)
-                sums, loop_state = fold(add, begun, batch, size)
-            logs = phases.finish(sums, loop_state, rows)
-        return logs, self._state(scope)
-
-    def _cut_parts(self, sums, loop_state, parts, places, size, totals):
-        """Run the parts forward, and the loss of all; return what `Phases.differentiate` does."""
-        phases, specs, ended, found = self._phases, self._phases.output_specs, loop_state, []
-        for (data, weight), place in zip(parts, places, strict=True):
-            rows = [jnp.zeros((count(data), *shape), dtype) for shape, dtype in specs.rows]
-            added = [jnp.zeros((), dtype) for dtype in specs.added]
-
-            def forward(state, micro_batch, weight=weight):
-                start, ended, outputs = state
-                ended, part = phases.forward(ended, micro_batch, totals.samples, weight)
-                rows = [
-                    jax.lax.dynamic_update_slice_in_dim(whole, own, start, 0)
-                    for whole, own in zip(outputs.rows, part.rows, strict=True)
-                ]
-                added = [a + b for a, b in zip(outputs.added, part.added, strict=True)]
-                return start + count(micro_batch), ended, BatchOutputs(rows, added)
-
-            ended = ended._replace(place=place)
-            begun = (jnp.zeros((), "int32"), ended, BatchOutputs(rows, added))
-            _, ended, outputs = fold(forward, begun, data, size)
-            found.append(BatchPart(data, outputs, weight))
-        return phases.differentiate(sums, loop_state, ended, found, totals)
-
-    def _add_masses(self, weight, masses, micro_batch):
-        measured = self._phases.measure(micro_batch)
-        return [
-            total + (mass if weight is None else mass * weight)
-            for total, mass in zip(masses, measured, strict=True)
-        ]
 
     def prepare(self, state, data, size):
         """Learn from a micro-batch of a batch what `run` needs to know, once."""

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tensorflow_ranger.backend import keras_internals
-from tensorflow_ranger.backend.batches import count, first
+from tensorflow_ranger.backend.batches import count, cut, first
 from tensorflow_ranger.backend.jax.one_device_step import JaxStep
 from tensorflow_ranger.backend.jax.replicas import has_several
 from tensorflow_ranger.backend.jax.shard_axis import over
@@ -51,6 +51,17 @@ class Mesh:
     def rows(self, leaf):
         """Return the samples that `leaf` of a batch gives to a replica at most."""
         return -(-leaf.shape[0] // (self.replicas if _is_global(leaf) else self.replicas_here))
+
+    def batches_here(self, data):
+        """Return what each replica of this process has of a batch, as NumPy arrays.
+
+        The rows that all of them run come last.
+        """
+        data = keras.tree.map_structure(lambda leaf: None if leaf is None else _here(leaf), data)
+        each = count(data) // self.replicas_here
+        ends = [each * number for number in range(1, self.replicas_here + 1)]
+        cuts = zip([0, *ends], [*ends, count(data)], strict=True)
+        return [cut(data, start, stop - start) for start, stop in cuts if start < stop]
 
     def _arrays(self, data, cut):
         def array(leaf):
@@ -94,9 +105,7 @@ class ReplicaStep(JaxStep):
     def _comparable(self, data):
         if jax.process_count() > 1:
             return None
-        return keras.tree.map_structure(
-            lambda leaf: None if leaf is None else np.asarray(getattr(leaf, "rows", leaf)), data
-        )
+        return keras.tree.map_structure(lambda leaf: None if leaf is None else _here(leaf), data)
 
     def _held(self, state, data):
         even, rest, _ = self._mesh.shards(data)
@@ -178,6 +187,14 @@ def _is_even(data):
 def _unsharded(data):
     make = np.asarray if jax.process_count() == 1 else Rows
     return keras.tree.map_structure(lambda leaf: None if leaf is None else make(leaf), data)
+
+
+def _here(leaf):
+    """Return the rows of this process as a NumPy array."""
+    if not _is_global(leaf) or leaf.is_fully_addressable:
+        return np.asarray(getattr(leaf, "rows", leaf))
+    shards = {shard.index[0].start or 0: shard for shard in leaf.addressable_shards}
+    return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
 
 
 def _is_global(leaf):

@@ -1,6 +1,8 @@
 """JAX: what is known of its steps before one is made, and which one is made."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from tensorflow_ranger.backend import replicas
 from tensorflow_ranger.backend.jax.one_device_step import JaxStep
@@ -24,6 +26,35 @@ def rows(leaf):
     return Mesh().rows(leaf) if replicas.has_several(()) else leaf.shape[0]
 
 
+def first_part(data):
+    """Return what the first replica here is given of a batch, as far as shapes tell."""
+    return data  # but for the number of samples
+
+
+def batches_here(data):
+    """Return what each replica of this process is given of a batch, as arrays of this process."""
+    return Mesh().batches_here(data) if replicas.has_several(()) else [data]
+
+
+def state_of_one(model, metrics):
+    """Return the state that a step of one replica is given for good, with no optimizer's."""
+    groups = (model.trainable_variables, model.non_trainable_variables, (), metrics)
+    return tuple([_copy_here(variable) for variable in group] for group in groups)
+
+
+def _copy_here(variable):
+    value = variable.value
+    if not isinstance(value, jax.Array) or value.is_fully_addressable:
+        return jnp.copy(value)
+    if not value.is_fully_replicated:
+        raise ValueError(
+            "A process can look at a model of which it holds all weights: got "
+            f"{variable.path}, which a LayoutMap spreads over several processes. Let it spread "
+            "weights over the devices of each process, or call microbatch without padding=."
+        )
+    return jnp.asarray(np.asarray(value))
+
+
 def without_optionals(data):
     """Return `data` of an iterator with None for what is not there: it is so already."""
     return data
@@ -31,6 +62,6 @@ def without_optionals(data):
 
 def make_step(phases, loop, compiled):
     """Return the step of one device, or that of the replicas of Keras' distribution."""
-    if replicas.has_several(phases.weights):
+    if replicas.has_several(phases.weights) and not phases.is_alone:
         return ReplicaStep(phases)
     return JaxStep(phases, loop, compiled)

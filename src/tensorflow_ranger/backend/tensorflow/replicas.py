@@ -85,12 +85,15 @@ def gather(tensors, copies=1):
     context = tf.distribute.get_replica_context()
     tensors = [tf.identity(each) for each in tensors]  # what is fed names no device
     counts = context.all_gather(tf.shape(tensors[0])[:1], axis=0)
-    gathered = [
-        tf.ensure_shape(context.all_gather(tensor, axis=0), [None, *tensor.shape[1:]])
-        for tensor in tensors
-    ]
+    gathered = [_all_gathered(context, tensor) for tensor in tensors]
     start = tf.reduce_sum(counts[: context.replica_id_in_sync_group])
     return gathered, start, tf.reduce_sum(counts)
+
+
+def _all_gathered(context, tensor):
+    if tensor.dtype == tf.bool:  # such as masks, which no collective operation takes
+        return tf.cast(_all_gathered(context, tf.cast(tensor, "int32")), "bool")
+    return tf.ensure_shape(context.all_gather(tensor, axis=0), [None, *tensor.shape[1:]])
 
 
 def run_if(predicate, function, variables):

@@ -15,8 +15,8 @@ from tensorflow_ranger.backend.phases import (
 )
 from tensorflow_ranger.backend.tensorflow import table_rows
 from tensorflow_ranger.backend.tensorflow.arrays import kept
-from tensorflow_ranger.backend.tensorflow.loops import fold
 from tensorflow_ranger.backend.tensorflow.replicas import in_lockstep
+from tensorflow_ranger.backend.tensorflow.sample_loops import fold_samples
 from tensorflow_ranger.backend.tensorflow.strategies import strategy_of
 from tensorflow_ranger.backend.tensorflow.workers import (
     trainer_overrides as trainer_overrides,
@@ -34,8 +34,27 @@ def default_loop(compiled):
 
 def rows(leaf):
     """Return the number of samples that `leaf` of a batch gives to a replica at most."""
-    parts = leaf.values if isinstance(leaf, tf.distribute.DistributedValues) else (leaf,)
-    return max(part.shape[0] if len(part.shape) else -1 for part in parts)
+    return max(part.shape[0] if len(part.shape) else -1 for part in _parts(leaf))
+
+
+def first_part(data):
+    """Return what the first replica here is given of a batch, as far as shapes tell."""
+    return keras.tree.map_structure(lambda leaf: _parts(leaf)[0], data)
+
+
+def batches_here(data):
+    """Return what each replica of this process is given of a batch, as arrays of this process."""
+    leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
+    return [
+        keras.tree.map_structure(
+            lambda leaf, number=number: None if leaf is None else _parts(leaf)[number], data
+        )
+        for number in range(len(_parts(leaves[0])))
+    ]
+
+
+def state_of_one(model, metrics):
+    """Return None: a step of one replica reads the variables."""
 
 
 def without_optionals(data):
@@ -66,7 +85,13 @@ class Step:
 
     def __init__(self, phases: Phases, loop, compiled):
         self._phases = phases
-        self._strategy: Any = strategy_of(phases.weights)
+        self._strategy: Any = None if phases.is_alone else strategy_of(phases.weights)
+        if phases.is_alone and tf.distribute.has_strategy():
+            raise ValueError(
+                "A batch is looked at on one replica, and within the scope of a strategy there is "
+                "none. Call fit outside of strategy.scope(): it is for building and compiling the "
+                "model."
+            )
         if self._strategy is not None:
             compiled = False
         self._has_several_processes = in_lockstep(phases.weights)
@@ -181,7 +206,7 @@ class Step:
         """Learn from a micro-batch of a batch what `run` needs to know, once."""
         if self._prepared:
             return
-        data = keras.tree.map_structure(_local, data)
+        data = first_part(data)
 
         def prepare(micro_batch):
             self._phases.prepare(micro_batch, count(data))
@@ -222,16 +247,18 @@ class Step:
     def _run_on_device(self, data, size, rows):
         phases = self._phases
         sums, loop_state, factor, scale = self._open()
-        masses = None
+        masses, order = None, phases.sorted(data)
         if phases.needs_masses:
             zeros = [tf.zeros((), loop_state.samples.dtype) for _ in loop_state.losses]
-            masses = fold(
-                lambda masses, micro_batch: tf.nest.map_structure(
-                    tf.add, masses, phases.measure(micro_batch)
+            masses = fold_samples(
+                lambda masses, each: tf.nest.map_structure(
+                    tf.add, masses, phases.measure(each.data)
                 ),
                 zeros,
                 data,
+                None,
                 size,
+                order,
                 self._xla,
             )
         samples, masses, (place,) = phases.agreed([(data, None)], masses)
@@ -247,54 +274,60 @@ class Step:
         samples = count(data)
         is_one = self._strategy is None and samples is not None and samples <= size
         if phases.cuts and not is_one:
-            sums, loop_state, (slopes,) = self._cut_loss(sums, loop_state, data, size, totals)
+            sums, loop_state, (slopes,) = self._cut_loss(
+                sums, loop_state, data, size, order, totals
+            )
 
         lists = table_rows.InLoop(sums, self._tables)
 
-        def add(state, batch):
-            micro_batch, rows = batch
-            cut_here = None if slopes is None else Slopes(rows, slopes.added)
+        def add(state, each):
+            cut_here = None if slopes is None else Slopes(each.slopes, slopes.added)
             begun, loop_state, arrays = state
-            sums, loop_state, _ = phases.add(
-                lists.sums(begun), loop_state, micro_batch, totals, slopes=cut_here
+            begun_here = each.begun(loop_state, place)
+            sums, ended, _ = phases.add(
+                lists.sums(begun), begun_here, each.data, totals, slopes=cut_here
             )
             dense, arrays = lists.add(sums, arrays)
-            return dense, loop_state, arrays
+            return dense, each.ended(ended, place), arrays
 
-        batch = (data, None if slopes is None else slopes.rows)
+        own = None if slopes is None else slopes.rows
         dense, arrays = lists.open()
-        state = fold(add, (dense, loop_state, arrays), batch, size, self._xla)
+        state = fold_samples(add, (dense, loop_state, arrays), data, own, size, order, self._xla)
         dense, loop_state, arrays = state
         # Metrics count samples, which are known at once: a batch that fails must not be counted.
         last = [tensor for tensor in tf.nest.flatten((dense, loop_state)) if tensor is not None]
         with tf.control_dependencies(last):
             return phases.finish(lists.close(dense, arrays), loop_state, rows)
 
-    def _cut_loss(self, sums, loop_state, data, size, totals):
+    def _cut_loss(self, sums, loop_state, data, size, order, totals):
         """Run the samples forward, and the loss of all; return what `Phases.differentiate` does."""
-        phases, specs = self._phases, self._phases.output_specs
+        phases, specs, place = self._phases, self._phases.output_specs, loop_state.place
 
-        def forward(state, micro_batch):
-            place, ended, rows, added = state
-            ended, part = phases.forward(ended, micro_batch, totals.samples)
-            rows = [whole.write(place, own) for whole, own in zip(rows, part.rows, strict=True)]
+        def forward(state, each):
+            number, ended, places, rows, added = state
+            ended, part = phases.forward(each.begun(ended, place), each.data, totals.samples)
+            own = part.rows if order is None else order.filled(part.rows)
+            rows = [whole.write(number, leaf) for whole, leaf in zip(rows, own, strict=True)]
+            if order is not None:
+                places = places.write(number, each.places)
             added = [a + b for a, b in zip(added, part.added, strict=True)]
-            return place + 1, ended, rows, added
+            return number + 1, each.ended(ended, place), places, rows, added
 
-        rows = [
-            tf.TensorArray(
-                dtype, 0, dynamic_size=True, infer_shape=False, element_shape=[None, *shape]
-            )
-            for shape, dtype in specs.rows
-        ]
+        rows = [table_rows.rows_array(dtype, shape) for shape, dtype in specs.rows]
         added = [tf.zeros((), dtype) for dtype in specs.added]
-        begun = (tf.constant(0), loop_state, rows, added)
-        _, ended, rows, added = fold(forward, begun, data, size, is_uniform=False)
-        outputs = BatchOutputs([whole.concat() for whole in rows], added)
-        batch = [BatchPart(data, outputs, None)]
+        places = table_rows.rows_array("int32", [])
+        begun = (tf.constant(0), loop_state, places, rows, added)
+        _, ended, places, rows, added = fold_samples(
+            forward, begun, data, None, size, order, is_uniform=False
+        )
+        rows = [whole.concat() for whole in rows]
+        if order is not None:
+            back = tf.argsort(places.concat())
+            rows = [tf.gather(leaf, back) for leaf in rows]
+        batch = [BatchPart(data, BatchOutputs(rows, added), None)]
         return phases.differentiate(sums, loop_state, ended, batch, totals)
 
 
-def _local(leaf):
-    """Return the first replica's part of what a strategy has distributed."""
-    return leaf.values[0] if isinstance(leaf, tf.distribute.DistributedValues) else leaf
+def _parts(leaf):
+    """Return the parts of what a strategy has distributed over the replicas of this process."""
+    return leaf.values if isinstance(leaf, tf.distribute.DistributedValues) else (leaf,)

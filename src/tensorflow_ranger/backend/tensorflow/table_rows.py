@@ -75,7 +75,10 @@ class InLoop:
     def open(self):
         """Return what the first micro-batch is handed: other sums, and arrays of rows."""
         arrays = [
-            (_array(self._sums[i].dtype, self._sums[i].values.shape[1:]), _array("int32", []))
+            (
+                rows_array(self._sums[i].dtype, self._sums[i].values.shape[1:]),
+                rows_array("int32", []),
+            )
             for i in self._places
         ]
         return self._dense(self._sums), arrays
@@ -106,7 +109,8 @@ class InLoop:
         return [total for i, total in enumerate(sums) if i not in self._places]
 
 
-def _array(dtype, shape):
+def rows_array(dtype, shape):
+    """Return an empty `tf.TensorArray` of lists of rows of this shape."""
     return tf.TensorArray(
         dtype, 0, dynamic_size=True, infer_shape=False, element_shape=[None, *shape]
     )

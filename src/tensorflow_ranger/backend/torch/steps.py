@@ -32,6 +32,20 @@ def trainer_overrides(model):
     return {}
 
 
+def first_part(data):
+    """Return what the first replica here is given of a batch: all that there is."""
+    return data
+
+
+def batches_here(data):
+    """Return what each replica of this process is given of a batch: there is one."""
+    return [data]
+
+
+def state_of_one(model, metrics):
+    """Return None: a step of one replica reads the variables."""
+
+
 def without_optionals(data):
     """Return `data` of an iterator with None for what is not there: it is so already."""
     return data

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from tensorflow_ranger.accumulation.batch_buffer import BatchBuffer
-from tensorflow_ranger.backend import arrays, keras_internals, steps
+from tensorflow_ranger.backend import arrays, keras_internals, replicas, steps
 from tensorflow_ranger.backend.batches import count, split
 from tensorflow_ranger.backend.phases import BatchTotals
 from tensorflow_ranger.training.batch_step import BatchStep
@@ -27,6 +27,8 @@ class DryRun(BatchStep):
         padding: `Padding` that cuts the batch, or None.
     """
 
+    is_alone = True
+
     def __init__(self, model, is_whole, training, loss=None, padding=None):
         recorder = _Recorder(model.optimizer, model.trainable_variables)
         super().__init__(model, recorder, loss=loss, padding=padding)
@@ -39,6 +41,15 @@ class DryRun(BatchStep):
         """Find out what `prepare` left open; of a whole batch nothing is."""
         if not self._is_whole:
             super().examine(run, data, size)
+
+    def initial(self):
+        """Return the `LoopState` that a batch begins with."""
+        state = super().initial()
+        if not replicas.has_several(self.weights):
+            return state
+        # On TensorFlow replicas meet, those of other processes as well, when metrics are read.
+        zeros = [ops.zeros(v.shape, v.dtype) for v in self.metrics]
+        return state._replace(metrics=zeros)
 
     def finish(self, sums, state, rows, data=None, outputs=()):
         """Return the record of the batch."""
@@ -190,11 +201,9 @@ def run_both(model, data, size, training, loss=None, padding=None):
 
 def run(dry_run, data, size):
     """Return the `Record` of the batch ``(x, y, sample_weight)``, `size` samples at a time."""
-    model, state, compiled = dry_run.model, None, None
+    model, compiled = dry_run.model, None
+    state = steps.state_of_one(model, dry_run.metrics)
     if keras.config.backend() == "jax":
-        # The step is given its arrays for good. Of the optimizer it needs none.
-        groups = (model.trainable_variables, model.non_trainable_variables, (), dry_run.metrics)
-        state = tuple([ops.copy(v.value) for v in group] for group in groups)
         compiled = bool(model.jit_compile and not model.run_eagerly)
     with arrays.kept(model):
         logs, _ = steps.make_step(dry_run, "host", compiled).run(state, copies(data), size, None)
@@ -206,14 +215,11 @@ def run(dry_run, data, size):
     return Record(
         dry_run,
         [total.astype("float64") for total in totals],
-        [ops.convert_to_numpy(seed) for seed in logs["seeds"]],
-        {
-            dry_run.state.name(place): np.asarray(ops.convert_to_numpy(value), "float64")
-            for place, value in enumerate(logs["state"])
-        },
+        [ops.convert_to_numpy(arrays.copied(seed)) for seed in logs["seeds"]],
+        {dry_run.state.name(place): _numbers(value) for place, value in enumerate(logs["state"])},
         float(ops.convert_to_numpy(logs["loss"])),
         [float(ops.convert_to_numpy(part)) for part in logs["parts"]],
-        [np.asarray(ops.convert_to_numpy(value), "float64") for value in logs["metrics"]],
+        [_numbers(value) for value in logs["metrics"]],
     )
 
 
@@ -240,7 +246,7 @@ def state_differences_of(whole, parts, tolerance):
     """Return how far apart the state that layers assign ends, relative to how far it moved."""
     differences = {}
     before = {
-        whole.dry_run.state.name(place): np.asarray(ops.convert_to_numpy(v.value), "float64")
+        whole.dry_run.state.name(place): _numbers(v.value)
         for place, v in enumerate(whole.dry_run.state.variables)
     }
     for name, value in whole.state.items():
@@ -263,6 +269,11 @@ def largest(array):
 def is_over(differences, tolerance):
     """Return whether a difference is larger than rounding explains; a NaN is."""
     return not all(difference <= tolerance for difference in differences.values())
+
+
+def _numbers(value):
+    # TensorFlow's replicas have variables of their own: a copy is an array.
+    return np.asarray(ops.convert_to_numpy(arrays.copied(value)), "float64")
 
 
 def _is_float(tensor):
