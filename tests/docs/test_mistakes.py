@@ -322,11 +322,6 @@ MISTAKES = {
         ValueError,
         "Add what comes first, such as 0: 1",
     ),
-    "norms without micro-batches": (
-        lambda: fit(compiled(), callbacks=[callbacks.GradientNorm()]),
-        ValueError,
-        "Call microbatch(model, size) before fit",
-    ),
     "conflicts of no tasks": (
         lambda: fit(microbatch(compiled(), 16), callbacks=[callbacks.TaskConflicts()]),
         ValueError,
