@@ -5,11 +5,10 @@ import re
 import keras
 import numpy as np
 
-from tensorflow_ranger_cli import frameworks
 from tensorflow_ranger_cli.main import main
 from tensorflow_ranger_cli.runs.checkpoint import MEASUREMENTS
 from tensorflow_ranger_cli.tasks.data import reviews
-from tests.application import runs, slices
+from tests.application import slices
 from tests.application.pages import Table, facts, rewrite
 from tests.marks import first
 
@@ -51,15 +50,3 @@ def test_a_run_of_before_the_numbers_were_recorded_has_none(tmp_path):
     assert main(["report", str(trimmed), "--output", str(page)]) == 0
     assert Table(page, "glance").rows[1][-1] == "-"
     assert "padded time steps" in facts(page)["padding"]
-
-
-def test_several_devices_are_refused(tmp_path, capsys, monkeypatch):
-    class OfTwo(frameworks.Engine):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            self.devices = 2
-
-    monkeypatch.setattr(frameworks, "Engine", OfTwo)
-    assert slices.train("reviews", tmp_path / "run", "--trim-padding") == 2
-    runs.assert_one_error(capsys, "--trim-padding is for one device of one process")
-    assert not list(tmp_path.iterdir())

@@ -109,10 +109,6 @@ class Run:
 
     def _check_rows(self, samples):
         settings, processes = self._settings, self._launched.processes
-        if settings.trim_padding and self._together:
-            raise UsageError(
-                "--trim-padding is for one device of one process: got more. Leave it out"
-            )
         if processes == 1:
             return
         if settings.microbatch == AUTO:
