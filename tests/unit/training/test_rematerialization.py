@@ -11,6 +11,7 @@ import tensorflow_ranger as ranger
 from tensorflow_ranger.batch_size.plan import parse_bytes
 from tensorflow_ranger.batch_size.size_policy import SearchedSize
 from tensorflow_ranger.training import train_function
+from tests.marks import first
 from tests.models import assert_same_weights, fit, step_of, temporaries
 
 UPDATES = 30  # more than a search takes
@@ -64,7 +65,7 @@ def test_a_limit_below_one_sample_is_kept_by_running_layers_again(caplog):
 @only_jax
 def test_without_rematerialization_such_a_limit_is_an_error():
     x, y = data(4, width=128)
-    model = deep(0.0, blocks=6, width=128)
+    model = deep(0.0, blocks=2, width=128)
     ranger.microbatch(model, "auto", memory_limit="1MB", rematerialize=False)
     with pytest.raises(MemoryError, match="memory_limit must hold one sample"):
         fit(model, x, y, 4)
@@ -158,6 +159,7 @@ def test_a_search_for_segments_changes_no_weights(monkeypatch):
     assert_same_weights(model, expected, 1e-5)
 
 
+@first
 def test_where_layers_are_always_run_again_they_are_as_few_as_fit(monkeypatch):
     x, y = data(8)
     model, expected = deep(blocks=3), ranger.microbatch(deep(blocks=3), 8, rematerialize=False)
@@ -169,6 +171,7 @@ def test_where_layers_are_always_run_again_they_are_as_few_as_fit(monkeypatch):
     assert_same_weights(model, expected, 1e-5)
 
 
+@first
 def test_where_one_sample_does_not_fit_as_few_layers_are_run_again_as_fit(monkeypatch, caplog):
     x, y = data(8)
     model, expected = deep(blocks=6), ranger.microbatch(deep(blocks=6), 8, rematerialize=False)
