@@ -128,8 +128,9 @@ def run(backend, workers, pytest_arguments, is_first=True, seconds=math.inf):
         environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"}
         if workers > 1:
             environment |= ONE_THREAD
+        # What tests/conftest.py reads.
         if not is_first:
-            environment["LEAVE_OUT_ONCE"] = "1"  # see tests/conftest.py, as for the next one
+            environment["LEAVE_OUT_ONCE"] = "1"
         if math.isfinite(seconds):
             environment["BEGIN_NO_TEST_AFTER"] = str(time.time() + seconds)
         if backend in XLA_FLAGS:

@@ -1,6 +1,5 @@
 """Fixtures shared by the suite."""
 
-import contextlib
 import gc
 import os
 import time
@@ -8,27 +7,14 @@ import time
 import keras
 import pytest
 
+from tests.float64 import in_float64
+
 
 @pytest.fixture
 def float64():
     """Compute in float64, as far as the backend can."""
-    floatx = keras.config.floatx()
-    keras.config.set_floatx("float64")
-    # Keras keeps the policy that the process's first layer asked for.
-    keras.config.set_dtype_policy("float64")
-    with _jax_float64() if keras.config.backend() == "jax" else contextlib.nullcontext():
+    with in_float64():
         yield "float64"
-    keras.config.set_floatx(floatx)
-    keras.config.set_dtype_policy(floatx)
-
-
-@contextlib.contextmanager
-def _jax_float64():
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture(scope="session", autouse=True)

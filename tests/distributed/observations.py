@@ -8,6 +8,7 @@ import numpy as np
 
 import tensorflow_ranger as ranger
 from tests.distributed import cases, padded
+from tests.float64 import in_float64
 
 
 def dropout(here, folder):
@@ -30,7 +31,7 @@ def trimmed(here, folder):
     """Return what becomes of padded samples in micro-batches of 4, in float64."""
     # Processes of JAX need batches that they can share evenly.
     names = [name for name in padded.CASES if here.processes == 1 or name != "whole"]
-    with padded.in_float64():
+    with in_float64():
         return {name: padded.trained(name, here, 4) for name in names}
 
 

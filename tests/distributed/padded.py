@@ -1,7 +1,5 @@
 """Padded sequences in float64, which replicas trim: the oracle is plain `fit` on padded batches."""
 
-import contextlib
-
 import keras
 import numpy as np
 from keras import layers, ops
@@ -88,27 +86,6 @@ CASES = {
     "whole": (number, lambda: neighbours, (X[:-1], NUMBERS[:-1])),
     "whole_tags": (tagger, lambda: of_tags, (X, np.where(X > 0, TAGS, -1))),
 }
-
-
-@contextlib.contextmanager
-def in_float64():
-    """Let Keras compute in float64."""
-    floatx = keras.config.floatx()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    with _in_float64_of_jax() if keras.config.backend() == "jax" else contextlib.nullcontext():
-        yield
-    keras.config.set_floatx(floatx)
-    keras.config.set_dtype_policy(floatx)
-
-
-@contextlib.contextmanager
-def _in_float64_of_jax():
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
 
 
 def trained(name, here, size=None):

@@ -14,7 +14,7 @@ ABORTED = -signal.SIGABRT
 # Of what a deep model needs, where the search begins: enough for layers that are run again.
 LITTLE = {"torch": 0.4, "tensorflow": 0.375, "jax": 0.28}[keras.config.backend()]
 # Of what such a model with many words needs: enough for logits in chunks.
-FEW = {"torch": 0.4, "tensorflow": 0.4, "jax": 0.4}[keras.config.backend()]
+FEW = 0.4
 # Where TensorFlow finds no memory, Intel's library aborts, and so does Eigen's matrix product with
 # several threads: it raises an error in a thread that nobody watches.
 ENVIRONMENT = os.environ | {

@@ -62,7 +62,7 @@ class MomentumFold:
 
     @staticmethod
     def is_linear(optimizer):
-        """Return whether the update of `optimizer` is the one above, as it is set now."""
+        """Return whether `optimizer` is Keras' heavy-ball SGD and changes no gradient before."""
         # Keras makes its SGD a class of its own on PyTorch; a user's subclass may do anything.
         is_keras = type(optimizer).__module__.startswith("keras.")
         if not (is_keras and isinstance(optimizer, keras.optimizers.SGD) and optimizer.momentum):

@@ -41,7 +41,7 @@ class MicrobatchPlan:
         loss: What is computed at once for the whole batch, and why; None where each micro-batch has
             its own part of the loss.
         padding: How many time steps of the first batch are computed; None without ``padding=``.
-        time_steps: Those two numbers: computed, and padded ones that the batch has; or None.
+        time_steps: Pair of the numbers in `padding`: computed time steps, and padded ones; or None.
         rematerialization: How many layers' calls the backward pass runs again, and what it keeps in
             place of their outputs; None where it runs none again.
         head: In how many chunks the logits are computed, or why they are not; None where they are

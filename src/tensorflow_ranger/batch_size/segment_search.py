@@ -17,7 +17,7 @@ from tensorflow_ranger.rules.segments import Segments
 
 SIZES = 2  # that are run with other segments than before
 SEGMENTATIONS = 3  # of one size that are run
-FEW = 4  # samples: how times of so few go on says nothing of larger sizes
+FEW = 4  # samples: times of micro-batches that small do not predict those of larger ones
 RUNS = 4  # in all
 CHECKS = 8  # steps whose memory is asked for
 FORWARD = 1 / 3  # of the time, if the backward pass takes twice the forward pass'
@@ -246,7 +246,7 @@ class SegmentSearch:
         return known[above] + max(0.0, per_micro_batch) * (1 / size - 1 / above)
 
     def _may_gain(self, size):
-        # A product with one row takes another way through the libraries than one with more.
+        # Libraries multiply a few rows by other kernels than many.
         is_guess = max(self._seconds_kept) <= FEW
         return is_guess or self._seconds(size) * GIVE_UP <= self._least
 

@@ -1,4 +1,4 @@
-"""Calls that Python would refuse without a remedy: arguments too many, misspelt, or no object."""
+"""Errors that show the right call: for wrong arguments, and for a callback given as a class."""
 
 import difflib
 import functools

@@ -114,11 +114,8 @@ def first_places(counts, copies):
         counts: List of tensors of shape ``(replicas,)``; of each part the rows on each replica.
         copies: List of integers; how many replicas, one after the other, have the same rows.
     """
-    numbers, index, process = (
-        ops.arange(replicas.count(), dtype="int32"),
-        replicas.index(),
-        max(copies),
-    )
+    numbers = ops.arange(replicas.count(), dtype="int32")
+    index, process = replicas.index(), max(copies)
     first = index // process * process
     is_here = (numbers >= first) & (numbers < first + process)
     counts = [

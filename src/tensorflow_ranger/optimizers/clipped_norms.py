@@ -1,4 +1,4 @@
-"""How long the gradient of an update is, and how much of it clipping leaves."""
+"""The norm of an update's gradient, and the fraction of it that clipping leaves."""
 
 from keras import ops
 

@@ -10,7 +10,9 @@ from tensorflow_ranger.rules import gradient_norms
 
 
 class NormGauge:
-    """Sums the norms of a window's micro-batches, and adds up what windows tell while it is asked.
+    """Measures of windows the norm of the gradient, and the mean norm of the micro-batches' ones.
+
+    Both are added up over windows. Nothing is measured outside of `during_training`.
 
     Args:
         add_state: Function ``(name, shape, dtype) -> keras.Variable``: zeros.

@@ -24,12 +24,15 @@ class MeasuredTraining:
         self._model: Any = model
         self._norms: Any = None
         self._own_step: Any = None
-        self._own_maker = self._plain = self._measured = None
+        self._own_maker = self._plain = self._measured = None  # functions
         self._made_for = None  # the plain function, and the norms, of the measured one
 
     @staticmethod
     def of(model):
-        """Return what makes the train function of `model`, in or after a `fit` that has failed."""
+        """Return the one that makes the train function of `model`, or None.
+
+        It does so during a `fit` that measures, and after one that has failed.
+        """
         training = attached(model, _NAME)
         makes = vars(model).get("make_train_function")
         return training if training is not None and makes == training.make_train_function else None

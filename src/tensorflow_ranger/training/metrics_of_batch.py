@@ -23,8 +23,8 @@ class MetricsOfBatch:
     the batch (an F1 score, a maximum) does not: it is called once per batch, on the outputs of all
     micro-batches, as Keras calls it. Where these would be larger than `MOST_BYTES`, or where
     replicas meet within one compiled step, it is called for each micro-batch, and weighed by
-    samples. So is a metric that a layer gives the mean of its samples, such as the divergence in a
-    variational autoencoder: it is not at hand after the forward pass.
+    samples. A metric that a layer updates with the mean of its samples, such as the divergence in a
+    variational autoencoder, is weighed by samples, too: only the layer's call has its values.
 
     Args:
         model: A compiled Keras model.
@@ -53,7 +53,7 @@ class MetricsOfBatch:
             return []
         if self._outputs_are_numbers:
             return list(compiled.metrics)
-        return [metric for metric in compiled.metrics if not _adds_up(metric)]
+        return [metric for metric in compiled.metrics if not _is_known_sum(metric)]
 
     def find(self, y_pred, samples):
         """Learn how large the outputs of a batch of `samples` are; None is unknown."""
@@ -66,7 +66,7 @@ class MetricsOfBatch:
         self._outputs_are_numbers = any(len(shape) == 0 for shape, _ in shapes)
 
     def find_own(self, assigned, has_own_loss):
-        """Learn which metrics are not those of `compile`.
+        """Find the metrics beside those of `compile` that a forward pass updates.
 
         Args:
             assigned: The variables that a forward pass has assigned.
@@ -130,7 +130,7 @@ class MetricsOfBatch:
     def _take(self, found):
         variables = self._model.metrics_variables
         self._of_batch = {id(v) for metric in found for v in metric.variables}
-        in_one_step = replicas.has_several(variables) and keras.config.backend() != "torch"
+        in_one_step = replicas.meet_in_step(variables)
         self.gathers = bool(found) and self._bytes <= MOST_BYTES and not in_one_step
         if found and not self.gathers:
             why = (
@@ -233,7 +233,7 @@ def joined(outputs):
     return y_pred
 
 
-def _adds_up(metric):
+def _is_known_sum(metric):
     """Return whether Keras' own code says that a metric is a sum over samples."""
     function = keras_internals.metric_function(metric)
     if isinstance(function, keras.losses.Loss) or function in _OF_BATCH:

@@ -191,14 +191,14 @@ class StepMaker:
     def _padding_for(self, compiled):
         if self.padding is None:
             return None
-        is_in_step = replicas.has_several(self._model.variables) and not steps.ADDS_IN_PLACE
         backend = keras.config.backend()
+        is_in_step = replicas.meet_in_step(self._model.variables)
+        # A loop of TensorFlow's replicas takes micro-batches of any length.
         is_compiled = backend == "jax" if is_in_step else bool(compiled) and backend != "torch"
         return Padding(self._model, self.padding, is_compiled, is_in_step)
 
     def _check_metrics(self, phases):
-        on_device = replicas.has_several(phases.weights) and keras.config.backend() != "torch"
-        if phases.has_own_metrics and on_device:
+        if phases.has_own_metrics and replicas.meet_in_step(phases.weights):
             raise ValueError(
                 "Several replicas cannot return what "
                 f"{type(self._model).__name__}.compute_metrics makes of a micro-batch. Use metrics "

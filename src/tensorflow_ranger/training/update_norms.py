@@ -50,7 +50,7 @@ class UpdateNorms:
             self._window = StepStatistics("gradient_norms_of_window", 1)
             keras_internals.add_metric(self._model, self._window)
         optimizer = self._accumulating
-        is_open = optimizer.built and bool(keras_internals.is_accumulating(optimizer))
+        is_open = optimizer.built and keras_internals.is_accumulating(optimizer)
         self._window.values.assign([float("nan") if is_open else 0.0])
 
     def clear(self):

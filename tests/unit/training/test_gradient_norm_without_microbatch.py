@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import tensorflow_ranger as ranger
-from tests.marks import first, thorough_but
+from tests.marks import first, needs_multi_optimizer, thorough_but
 from tests.models import MODES, assert_same_weights, data, fit, network
 from tests.references import gradient_norms as reference
 from tests.unit.training.norms import (
@@ -219,10 +219,8 @@ def test_tables_of_rows(mode, clip, steps):
         np.testing.assert_allclose(history["clipped_fraction"], 1 - left / moved[0], rtol=1e-4)
 
 
+@needs_multi_optimizer
 def test_a_multi_optimizer_clips_what_each_optimizer_has():
-    if not hasattr(keras.optimizers, "MultiOptimizer"):
-        pytest.skip("this version of Keras has none")
-
     def optimizers(*clips):
         bias, kernel = (keras.optimizers.SGD(1.0, global_clipnorm=clip) for clip in clips)
         return keras.optimizers.MultiOptimizer(lambda v: bias if v.name == "bias" else kernel)
@@ -239,9 +237,8 @@ def test_a_multi_optimizer_clips_what_each_optimizer_has():
 
 
 @first
+@needs_multi_optimizer
 def test_a_multi_optimizer_that_accumulates_is_refused():
-    if not hasattr(keras.optimizers, "MultiOptimizer"):
-        pytest.skip("this version of Keras has none")
     optimizer = keras.optimizers.MultiOptimizer(
         keras.optimizers.OptimizerMap(keras.optimizers.SGD(gradient_accumulation_steps=2))
     )

@@ -195,14 +195,27 @@ if BACKEND == "tensorflow":
         assert_same_weights(ours, plain)
         assert str(ours.microbatch_plan) == str(plain.microbatch_plan)
 
-    def test_fit_within_the_scope_of_a_strategy_is_refused():
+    @pytest.mark.parametrize("strategy", ["MirroredStrategy", "OneDeviceStrategy"])
+    @pytest.mark.parametrize("padding", [None, 0])
+    def test_one_replica_within_the_scope_of_a_strategy_is_refused(strategy, padding):
         import tensorflow as tf
 
-        with (
-            tf.distribute.MirroredStrategy(["CPU:0"]).scope(),
-            pytest.raises(ValueError, match=r"Call fit outside of strategy.scope\(\)"),
-        ):
-            trained(text_model(mean), jit_compile=False)
+        made = {
+            "MirroredStrategy": lambda: tf.distribute.MirroredStrategy(["CPU:0"]),
+            "OneDeviceStrategy": lambda: tf.distribute.OneDeviceStrategy("CPU:0"),
+        }[strategy]()
+        with made.scope():
+            model = text_model(mean)
+            model.compile("sgd", "mse", jit_compile=False)
+            ranger.microbatch(model, 7, padding=padding)
+            for run in (
+                lambda: fit(model, X, Y, 24),
+                lambda: ranger.verify(model, (X, Y), 7),
+            ):
+                with pytest.raises(
+                    ValueError, match=rf"the scope of {strategy}. .* outside of strategy.scope\(\)"
+                ):
+                    run()
 
     def test_batches_of_a_data_set_may_have_lengths_of_their_own():
         import tensorflow as tf

@@ -25,6 +25,11 @@ def has_several(variables):
     return distribution is not None and distribution.num_model_replicas > 1
 
 
+def meet_in_step(variables):
+    """Return whether several replicas train `variables` within one compiled step."""
+    return has_several(variables)
+
+
 def in_lockstep(variables):
     """Return whether several processes must run the same program, with the same shapes."""
     return has_several(variables) and jax.process_count() > 1

@@ -30,9 +30,11 @@ def fold_samples(body, state, data, slopes, size, samples):
     keys = jnp.sum(samples.lengths, axis=1)
     end = rows // size * size
     for start, stop, length in ((0, end, size), (end, rows, rows - end)):
+        if start == stop:
+            continue
         # The first sample of a micro-batch is its longest.
-        longest, begin = keys[start:stop:length] if start < stop else keys[:0], 0
-        for steps in samples.choices if start < stop else ():
+        longest, begin = keys[start:stop:length], 0
+        for steps in samples.choices:
             until = jnp.sum(longest >= sum(steps))
 
             def cut_and_run(k, state, start=start, length=length, steps=steps):

@@ -27,17 +27,17 @@ def rows(leaf):
 
 
 def first_part(data):
-    """Return what the first replica here is given of a batch, as far as shapes tell."""
-    return data  # but for the number of samples
+    """Return the batch: but for the number of samples, a replica's part has its shapes."""
+    return data
 
 
 def batches_here(data):
-    """Return what each replica of this process is given of a batch, as arrays of this process."""
+    """Return a list of the parts of a batch that the replicas of this process are given."""
     return Mesh().batches_here(data) if replicas.has_several(()) else [data]
 
 
 def state_of_one(model, metrics):
-    """Return the state that a step of one replica is given for good, with no optimizer's."""
+    """Return copies of the state, without the optimizer's, for a step of one replica to donate."""
     groups = (model.trainable_variables, model.non_trainable_variables, (), metrics)
     return tuple([_copy_here(variable) for variable in group] for group in groups)
 

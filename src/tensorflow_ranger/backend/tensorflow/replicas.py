@@ -24,6 +24,11 @@ def count():
     return tf.distribute.get_replica_context().num_replicas_in_sync
 
 
+def meet_in_step(variables):
+    """Return whether several replicas train `variables` within one compiled step."""
+    return has_several(variables)
+
+
 def in_lockstep(variables):
     """Return whether several processes must run the same program, with the same collectives."""
     strategy = strategy_of(variables)

@@ -38,12 +38,12 @@ def rows(leaf):
 
 
 def first_part(data):
-    """Return what the first replica here is given of a batch, as far as shapes tell."""
+    """Return the first replica's part of a batch."""
     return keras.tree.map_structure(lambda leaf: _parts(leaf)[0], data)
 
 
 def batches_here(data):
-    """Return what each replica of this process is given of a batch, as arrays of this process."""
+    """Return a list of the parts of a batch that the replicas of this process are given."""
     leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
     return [
         keras.tree.map_structure(
@@ -86,11 +86,12 @@ class Step:
     def __init__(self, phases: Phases, loop, compiled):
         self._phases = phases
         self._strategy: Any = None if phases.is_alone else strategy_of(phases.weights)
-        if phases.is_alone and tf.distribute.has_strategy():
+        if self._strategy is None and tf.distribute.has_strategy():
+            strategy = type(tf.distribute.get_strategy()).__name__
             raise ValueError(
-                "A batch is looked at on one replica, and within the scope of a strategy there is "
-                "none. Call fit outside of strategy.scope(): it is for building and compiling the "
-                "model."
+                f"A step of one replica runs outside of tf.distribute: got the scope of {strategy}."
+                " Call fit, verify and check_exact outside of strategy.scope(), which is for "
+                "building and compiling the model."
             )
         if self._strategy is not None:
             compiled = False

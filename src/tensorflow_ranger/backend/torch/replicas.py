@@ -24,6 +24,11 @@ def has_several(variables):
     return count() > 1
 
 
+def meet_in_step(variables):
+    """Return whether several replicas train within one compiled step: here each is a process."""
+    return False
+
+
 def in_lockstep(variables):
     """Return whether processes must run the same program: here they only meet for sums."""
     return False

@@ -33,12 +33,12 @@ def trainer_overrides(model):
 
 
 def first_part(data):
-    """Return what the first replica here is given of a batch: all that there is."""
+    """Return the batch: a process is one replica."""
     return data
 
 
 def batches_here(data):
-    """Return what each replica of this process is given of a batch: there is one."""
+    """Return a list of the batch: a process is one replica."""
     return [data]
 
 

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from tensorflow_ranger.backend import keras_internals
+from tests.marks import needs_multi_optimizer
 
 BACKEND = keras.config.backend()
 
@@ -92,9 +93,8 @@ def test_clipped_are_the_gradients_of_the_update(setting, expected):
         np.testing.assert_allclose(ops.convert_to_numpy(found), each, rtol=1e-6)
 
 
+@needs_multi_optimizer
 def test_clipped_by_a_multi_optimizer_are_those_of_each_optimizer():
-    if not hasattr(keras.optimizers, "MultiOptimizer"):
-        pytest.skip("this version of Keras has none")
     weights = variables(3)
     clips = keras.optimizers.SGD(1.0, global_clipnorm=0.5)
     others = keras.optimizers.SGD(1.0)
