@@ -2,10 +2,11 @@
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
 import tensorflow_ranger as ranger
 from tests.distributed.cases import BATCH, Parts
+from tests.losses import neighbours, of_tags
 
 STEPS, OTHER_STEPS, WORDS, EPOCHS = 4, 3, 20, 3  # JAX compiles for each length
 SAMPLES = 3 * BATCH + 22  # 12 updates
@@ -54,18 +55,6 @@ def number():
     """Return a network that makes numbers of a sentence."""
     words, x = embedded()
     return keras.Model(words, layers.Dense(2)(layers.Dropout(0.3)(layers.GRU(3)(x))))
-
-
-def neighbours(y, y_pred):
-    """A loss of each sample and the one after it in the batch."""
-    return ops.sum((y_pred[1:] - y_pred[:-1] - y[1:] + y[:-1]) ** 2) / 48.0
-
-
-def of_tags(y, y_pred):
-    """A loss of the whole batch that leaves padding out, where the tag is -1."""
-    real = ops.cast(y >= 0, y_pred.dtype)
-    squares = ops.sum(ops.square(y_pred), axis=-1) * real
-    return ops.sum(squares) / (1.0 + ops.sum(real)) + ops.log(1.0 + ops.sum(squares))
 
 
 def squares():

@@ -12,6 +12,7 @@ import pytest
 from keras import layers, ops
 
 import tensorflow_ranger as ranger
+from tests.losses import neighbours, of_tags
 from tests.marks import first, first_but, thorough_but
 from tests.models import assert_same_weights, fit
 
@@ -92,18 +93,6 @@ class CTC(keras.losses.Loss):
 def concordance(y, y_pred):
     """A loss of the whole batch."""
     return ops.sum((y - y_pred) ** 2) / (8.0 + ops.sum(y_pred**2))
-
-
-def neighbours(y, y_pred):
-    """A loss of each sample and the one after it in the batch."""
-    return ops.sum((y_pred[1:] - y_pred[:-1] - y[1:] + y[:-1]) ** 2) / 48.0
-
-
-def of_tags(y, y_pred):
-    """A loss of the whole batch that leaves padding out, where the tag is -1."""
-    real = ops.cast(y >= 0, y_pred.dtype)
-    squares = ops.sum(ops.square(y_pred), axis=-1) * real
-    return ops.sum(squares) / (1.0 + ops.sum(real)) + ops.log(1.0 + ops.sum(squares))
 
 
 def cross_entropy(**settings):
