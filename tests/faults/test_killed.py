@@ -63,7 +63,7 @@ def test_the_only_process(moment, forked, undisturbed, tmp_path):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("options", [(), runs.MICROBATCH], ids=["window", "microbatch"])
-def test_one_of_two_processes(options, tmp_path):
+def test_one_of_two_processes(options, float64, tmp_path):
     # In the second epoch; in the middle of a window, where there are any.
     micro_batches = 3 if options else runs.MICRO_BATCHES + 2
     # In float32 another order of the sum may choose another maximum where images are pooled.
@@ -77,6 +77,7 @@ def test_one_of_two_processes(options, tmp_path):
                 **os.environ,
                 "KERAS_BACKEND": keras.config.backend(),
                 "KERAS_HOME": str(tmp_path),
+                "JAX_ENABLE_X64": "1",
                 "OMP_NUM_THREADS": "1",
                 **environment,
             },
