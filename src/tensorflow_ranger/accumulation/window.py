@@ -101,10 +101,14 @@ class Window:
             reduction: "mean" divides the sum by the window's mass; "sum" does not divide.
             share: What of the sum and of the mass is held here.
         """
+        return self._buffer.mean(self.divisor(reduction, share))
+
+    def divisor(self, reduction="mean", share=1.0):
+        """Return what `mean` divides the sum by; the arguments are its own."""
         if reduction == "sum":
-            return self._buffer.mean(share)
+            return share
         # Without any mass the sum is zero, and so is the gradient.
-        return self._buffer.mean(ops.where(ops.greater(self.mass, 0), self.mass.value, 1))
+        return ops.where(ops.greater(self.mass, 0), self.mass.value, 1)
 
     def reset(self):
         """Begin an empty window."""

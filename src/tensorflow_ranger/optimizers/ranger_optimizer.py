@@ -295,9 +295,9 @@ class RangerOptimizer(SavedOptimizer):
             replicas.run_if(ops.logical_not(earlier), lambda: self._update(present), variables)
 
     def _update(self, present):
-        means = self._window.mean(self.reduction, self._share)
-        window = self._window.mass.value, self._share, self.reduction == "sum"
-        self._gauges.close_noise(means, *window)
+        window, share = self._window, self._share
+        means = window.mean(self.reduction, share)
+        self._gauges.close_noise(means, window.mass.value, share, self.reduction == "sum")
         # A layer frozen in mid-window stays as it is, and what it had in the window is forgotten.
         pairs = [
             (mean if given else None, variable)
@@ -307,7 +307,7 @@ class RangerOptimizer(SavedOptimizer):
         if any(gradient is not None for gradient, _ in pairs):
             gradients, variables = zip(*pairs, strict=True)
             shaped = self._shaping.shaped(gradients, variables)
-            self._gauges.close_norms(gradients, shaped, variables, *window)
+            self._gauges.close_norms(gradients, shaped, variables, window, self.reduction, share)
             # The window's sums are those of all replicas.
             with replicas.skip_reduction(self.inner_optimizer):
                 self.inner_optimizer.apply(shaped, variables)

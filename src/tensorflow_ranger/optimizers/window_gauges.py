@@ -1,7 +1,5 @@
 """What a `RangerOptimizer` measures of its windows, where it is asked to."""
 
-from keras import ops
-
 from tensorflow_ranger.batch_size.noise_scale import MEMORY
 from tensorflow_ranger.optimizers.noise_gauge import NoiseGauge
 from tensorflow_ranger.optimizers.norm_gauge import NormGauge
@@ -71,21 +69,19 @@ class WindowGauges:
         if self.noise is not None:
             self.noise.close(means, mass, share, is_sum)
 
-    def close_norms(self, means, shaped, variables, mass, share, is_sum):
+    def close_norms(self, means, shaped, variables, window, reduction, share):
         """Close the norms' window, which has a gradient.
 
         Args:
             means: List of the window's gradients; None where a variable has none.
             shaped: List of what the inner optimizer is given for them.
             variables: List of the variables.
-            mass: Scalar; the window's mass.
+            window: The window that `means` are the mean of.
+            reduction: As `window.mean` was given it.
             share: Fraction of the window that this replica holds, in (0, 1].
-            is_sum: Whether the gradients are sums over the window.
         """
-        if self.norms is None or not self.norms.is_active:
-            return
-        weight = share if is_sum else ops.where(mass > 0, mass, ops.ones_like(mass))
-        self.norms.close(means, shaped, variables, weight)
+        if self.norms is not None and self.norms.is_active:
+            self.norms.close(means, shaped, variables, window.divisor(reduction, share))
 
     @property
     def _all(self):

@@ -163,6 +163,8 @@ class MetricsOfBatch:
             values: Their values as the layers left them.
             fraction: Scalar; the micro-batch's fraction of the batch's samples.
         """
+        if not self._means:
+            return values
         return [
             _moved(old, new, fraction) if id(variable) in self._means else new
             for variable, old, new in zip(

@@ -57,7 +57,7 @@ class Mesh:
 
         The rows that all of them run come last.
         """
-        data = keras.tree.map_structure(lambda leaf: None if leaf is None else _here(leaf), data)
+        data = _here(data)
         each = count(data) // self.replicas_here
         ends = [each * number for number in range(1, self.replicas_here + 1)]
         cuts = zip([0, *ends], [*ends, count(data)], strict=True)
@@ -68,7 +68,7 @@ class Mesh:
             rows = leaf.rows if isinstance(leaf, Rows) else leaf
             return jax.make_array_from_process_local_data(self._sharding, cut(rows))
 
-        return keras.tree.map_structure(lambda leaf: None if leaf is None else array(leaf), data)
+        return _mapped(array, data)
 
 
 class ReplicaStep(JaxStep):
@@ -105,7 +105,7 @@ class ReplicaStep(JaxStep):
     def _comparable(self, data):
         if jax.process_count() > 1:
             return None
-        return keras.tree.map_structure(lambda leaf: None if leaf is None else _here(leaf), data)
+        return _here(data)
 
     def _held(self, state, data):
         even, rest, _ = self._mesh.shards(data)
@@ -185,12 +185,19 @@ def _is_even(data):
 
 
 def _unsharded(data):
-    make = np.asarray if jax.process_count() == 1 else Rows
-    return keras.tree.map_structure(lambda leaf: None if leaf is None else make(leaf), data)
+    return _mapped(np.asarray if jax.process_count() == 1 else Rows, data)
 
 
-def _here(leaf):
-    """Return the rows of this process as a NumPy array."""
+def _here(data):
+    """Return the rows of this process as NumPy arrays."""
+    return _mapped(_rows_here, data)
+
+
+def _mapped(function, data):
+    return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), data)
+
+
+def _rows_here(leaf):
     if not _is_global(leaf) or leaf.is_fully_addressable:
         return np.asarray(getattr(leaf, "rows", leaf))
     shards = {shard.index[0].start or 0: shard for shard in leaf.addressable_shards}
