@@ -15,15 +15,19 @@ needs_multi_optimizer = pytest.mark.skipif(
 
 def thorough_but(quick, values):
     """Return `values` as parameters, of which all but those in `quick` are marked as thorough."""
-    return [
-        pytest.param(
-            *(value if isinstance(value, tuple) else (value,)),
-            marks=[] if value in quick else [pytest.mark.thorough],
-        )
-        for value in values
-    ]
+    return _marked_but(quick, values, pytest.mark.thorough)
 
 
 def first_but(everywhere, values):
     """Return `values` as parameters, of which all but those in `everywhere` are marked `first`."""
-    return [pytest.param(value, marks=[] if value in everywhere else [first]) for value in values]
+    return _marked_but(everywhere, values, first)
+
+
+def _marked_but(plain, values, mark):
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)),
+            marks=[] if value in plain else [mark],
+        )
+        for value in values
+    ]

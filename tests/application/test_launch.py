@@ -194,6 +194,7 @@ def test_a_run_that_is_started_again_goes_on(stopped, capsys, monkeypatch):
     assert "Resuming after epoch 3" in capsys.readouterr().out
 
 
+@first
 def test_a_run_that_is_started_again_is_no_other_one(stopped, capsys, monkeypatch):
     monkeypatch.setattr(launch, "detect", lambda environment: Launch(restarts=1))
     before = runs.contents(stopped)

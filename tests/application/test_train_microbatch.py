@@ -112,6 +112,7 @@ def test_auto_chooses_a_size_and_trains_as_whole_batches_do(tmp_path, capsys):
     assert settings(auto) == recorded
 
 
+@first
 def test_a_memory_limit_that_nothing_fits_leaves_no_run(tmp_path, capsys):
     options = ("--batch-size", "8", "--epochs", "1", "--microbatch", "auto")
     place = tmp_path / "runs" / "digits"

@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 import tensorflow_ranger as ranger
-from tests.marks import first_but
+from tests.marks import first
 from tests.models import assert_same_weights, fit
 
 MAKERS = {
@@ -52,7 +52,8 @@ def trained(model):
     return model
 
 
-@pytest.mark.parametrize("name", first_but(["RangerOptimizer"], MAKERS))
+@first
+@pytest.mark.parametrize("name", MAKERS)
 def test_microbatch_takes_the_path_of_fit(name):
     make = MAKERS[name]
     untagged, tagged = [], []

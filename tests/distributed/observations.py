@@ -29,10 +29,14 @@ def dropout(here, folder):
 
 def trimmed(here, folder):
     """Return what becomes of padded samples in micro-batches of 4, in float64."""
+    return _trimmed(here, padded.QUICK)
+
+
+def trimmed_others(here, folder):
+    """Return the same of the cases that take longer."""
     # Processes of JAX need batches that they can share evenly.
-    names = [name for name in padded.CASES if here.processes == 1 or name != "whole"]
-    with in_float64():
-        return {name: padded.trained(name, here, 4) for name in names}
+    left_out = [*padded.QUICK, *(["whole"] if here.processes > 1 else [])]
+    return _trimmed(here, [name for name in padded.CASES if name not in left_out])
 
 
 def resumed(here, folder):
@@ -114,6 +118,11 @@ def _classifier(here, settings):
         model = cases.classifier()
         model.compile("sgd", loss="mse")
         return ranger.microbatch(model, **settings)
+
+
+def _trimmed(here, names):
+    with in_float64():
+        return {name: padded.trained(name, here, 4) for name in names}
 
 
 @contextlib.contextmanager

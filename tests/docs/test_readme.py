@@ -21,26 +21,22 @@ LINK = re.compile(r"\]\(([^)]+)\)")
 
 SLOW = "mnist_data"  # a program with it trains on all digits
 
-BY_TURNS = ("tensorflow", "jax")  # one of which runs a page in every suite, beside PyTorch
 
-
-def marks_of(place, program):
-    """Return the marks of a program of the page at `place` in `PAGES`."""
+def marks_of(page, program):
+    """Return the marks of a program of a page."""
     if any(SLOW in block.code for block in program):
         return [first]
-    is_common = PAGES[place] != README and not any(BACKENDS & {*block.words} for block in program)
-    turn = BY_TURNS[place % len(BY_TURNS)]
-    is_other = keras.config.backend() in BY_TURNS and keras.config.backend() != turn
-    return [pytest.mark.thorough] * (is_common and is_other)
+    is_common = page != README and not any(BACKENDS & {*block.words} for block in program)
+    return [first] * is_common
 
 
 PROGRAMS = [
     pytest.param(
         program,
         id=f"{page.relative_to(ROOT)}:{program[0].line}",
-        marks=marks_of(place, program),
+        marks=marks_of(page, program),
     )
-    for place, page in enumerate(PAGES)
+    for page in PAGES
     for program in programs_of(page, keras.config.backend())
 ]
 

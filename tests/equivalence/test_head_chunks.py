@@ -8,14 +8,14 @@ import pytest
 from keras import layers, losses, metrics, ops
 
 import tensorflow_ranger as ranger
-from tests.marks import thorough_but
+from tests.marks import first, first_but, thorough_but
 from tests.models import MODES, assert_same_variables, fit
 
 BACKEND = keras.config.backend()
 BATCH, SIZE, EPOCHS = 8, 3, 10  # 20 updates, and a remainder of samples
 LENGTH, WIDTH, WORDS = 5, 6, 11
 CHUNKS = 4  # of 4 rows, and a remainder of rows
-FIRST = next(iter(MODES))
+FIRST, *OTHERS = MODES
 # Keras on PyTorch computes means in float32.
 TOLERANCE = {"torch": 1e-6, "jax": 1e-12, "tensorflow": 1e-12}[BACKEND]
 
@@ -163,6 +163,8 @@ CASES = {
     },
 }
 
+QUICK = ["recurrent", "mask and weights", "several labels", "tied", "nested"]
+
 
 def trained(
     microbatch=None,
@@ -205,10 +207,10 @@ def assert_same(actual, expected, tolerance=TOLERANCE, of_history=1e-5):
 
 @pytest.mark.parametrize(
     ("case", "mode"),
-    thorough_but(
-        {*((case, FIRST) for case in CASES), ("tied", "XLA"), ("mask and weights", "eager")},
-        [(case, mode) for case in CASES for mode in MODES],
-    ),
+    [
+        *first_but({(case, FIRST) for case in QUICK}, [(case, FIRST) for case in CASES]),
+        *thorough_but({("tied", "XLA")}, [(case, mode) for case in CASES for mode in OTHERS]),
+    ],
 )
 @pytest.mark.usefixtures("float64")
 def test_the_weights_are_those_of_plain_keras(case, mode):
@@ -232,12 +234,13 @@ def whole():
     return trained({"head_chunks": 1, "rematerialize": False}, dropped)
 
 
-@pytest.mark.parametrize("chunks", [2, 15, 100])
+@pytest.mark.parametrize("chunks", first_but([2], [2, 15, 100]))
 @pytest.mark.usefixtures("float64")
 def test_any_number_of_chunks(chunks):
     assert_same(trained({"head_chunks": chunks}, dropped), whole())
 
 
+@first
 @pytest.mark.usefixtures("float64")
 def test_a_loss_without_a_reduction():
     def loss():
@@ -253,6 +256,7 @@ def test_layers_are_run_again_below_the_head():
     assert "layers' calls again" in actual[0].microbatch_plan.rematerialization
 
 
+@first
 @pytest.mark.usefixtures("float64")
 def test_trimmed_padding():
     rng = np.random.default_rng(0)
@@ -267,7 +271,7 @@ def test_trimmed_padding():
     assert_same(actual, trained(None, make, words=words))
 
 
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("scaled", first_but([True], [False, True]))
 def test_mixed_precision(scaled):
     dtype = "mixed_float16" if scaled else "mixed_bfloat16"
 

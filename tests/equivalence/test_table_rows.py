@@ -14,6 +14,7 @@ from keras import layers, ops
 
 import tensorflow_ranger as ranger
 from tensorflow_ranger.backend import arrays
+from tests.marks import first, first_but
 from tests.models import assert_same_weights, beside_the_state, fit
 
 BACKEND = keras.config.backend()
@@ -217,6 +218,7 @@ def test_another_optimizer_is_compiled(float64, lists):
         assert [is_list for is_list, _ in itertools.groupby(lists)] == [ROWS, DENSE, ROWS]
 
 
+@first
 def test_padded_batches(float64):
     words = np.minimum(X + 1, WORDS - 1)
     x = np.where(np.arange(LENGTH) < RNG.choice([2, LENGTH], (SAMPLES, 1)), words, 0)
@@ -227,7 +229,7 @@ def test_padded_batches(float64):
     assert_same_weights(ours, plain, TOLERANCE)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize("policy", first_but(["mixed_bfloat16"], ["mixed_bfloat16", "bfloat16"]))
 def test_a_narrow_dtype(lists, policy):
     def build():
         keras.config.set_dtype_policy(policy)

@@ -14,7 +14,7 @@ from tensorflow_ranger import microbatch
 from tensorflow_ranger_cli.runs.shuffled_batches import ShuffledBatches, count
 from tensorflow_ranger_cli.tasks import registry
 from tests.application import slices
-from tests.marks import thorough_but
+from tests.marks import first, thorough_but
 
 UPDATES = 10
 SAMPLES = 80  # of an update: a micro-batch of 64, and a rest of 16
@@ -61,6 +61,7 @@ def trained(name, size, x, y):
     return before, model.get_weights()
 
 
+@first
 @pytest.mark.parametrize("name", thorough_but(["digits"], registry.names()))
 def test_micro_batches_end_where_whole_batches_do(name, exact):
     x, y = samples_of(name)

@@ -62,6 +62,7 @@ def test_twin_where_one_gradient_is_a_millionth_of_the_others(name, float64):
         np.testing.assert_allclose(result, expected, rtol=0, atol=1e-8 * unit)
 
 
+@first
 @pytest.mark.parametrize("c", [0.1, 0.9, 1.0, 1.5])
 def test_cagrad_of_another_radius(c, float64):
     rule = functools.partial(cagrad.weights, c=c)
@@ -72,6 +73,7 @@ def test_cagrad_of_another_radius(c, float64):
         assert_close(result, TWINS["cagrad"](gradients, c), gradients)
 
 
+@first
 @names
 def test_float32_is_finite_and_blind_to_the_scale(name):
     """The scale is that of the Gram matrix. By a power of 2 it changes no digit."""
@@ -272,6 +274,7 @@ def test_too_many_tasks(name):
         COMBINATIONS[name](gram)
 
 
+@first
 @pytest.mark.parametrize("name", ["sum", "pcgrad", "aligned"])
 def test_many_tasks_where_no_sets_are_tried(name):
     assert np.isfinite(ops.convert_to_numpy(COMBINATIONS[name](ops.eye(20)))).all()

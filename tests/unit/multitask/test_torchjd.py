@@ -10,6 +10,7 @@ from torchjd import aggregation
 from torchjd.linalg import QuadprogProjector
 
 from tensorflow_ranger.multitask import pcgrad
+from tests.marks import first
 from tests.references.task_combination import random_gradients, structured_gradients
 from tests.unit.multitask.rules import combined
 
@@ -57,6 +58,7 @@ def test_pcgrad_over_all_orders(float64, monkeypatch):
         assert_close(combined("pcgrad", gradients), np.mean(results, axis=0), gradients)
 
 
+@first
 def test_upgrad(float64):
     """TorchJD adds 1e-4 to the diagonal: here nothing, or where quadprog refuses that, 1e-13."""
     for gradients in MATRICES:
@@ -82,6 +84,7 @@ def test_mgda_of_two_tasks(float64):
         assert_close(combined("mgda", gradients[:2]), theirs(solver, gradients[:2]), gradients)
 
 
+@first
 def test_mgda(float64):
     """With more its distance falls like 1 / iterations only; but it comes with a bound.
 
@@ -110,6 +113,7 @@ def tight(monkeypatch):
     monkeypatch.setattr(cvxpy.Problem, "solve", solve_tightly)
 
 
+@first
 @pytest.mark.filterwarnings("ignore:Solution may be inaccurate:UserWarning")
 def test_cagrad(float64, tight):
     """Clarabel bounds the objective; ours is never worse, and the direction agrees to 1e-5.

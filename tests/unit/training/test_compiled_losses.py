@@ -53,6 +53,7 @@ def test_an_added_loss_counts_as_in_the_batch(function):
     )
 
 
+@first
 def test_the_rate_of_a_batch_is_told():
     def sparsity(x):
         rate = ops.mean(ops.sigmoid(x), axis=0)
@@ -91,6 +92,7 @@ def test_an_activity_regularizer_counts_as_in_the_batch():
     assert_trains_as_plain(make, *data(36), tolerance=1e-5)
 
 
+@first
 @pytest.mark.parametrize(
     "reduction",
     first_but(

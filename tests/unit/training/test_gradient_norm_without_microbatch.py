@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import tensorflow_ranger as ranger
-from tests.marks import first, needs_multi_optimizer, thorough_but
+from tests.marks import first, first_but, needs_multi_optimizer, thorough_but
 from tests.models import MODES, assert_same_weights, data, fit, network
 from tests.references import gradient_norms as reference
 from tests.unit.training.norms import (
@@ -72,7 +72,7 @@ def test_keras_own_accumulation_logs_the_twins_norms(mode):
     assert_logged(train(linear(optimizer, **MODES[mode]), batch_size=PART), twin(PART, **clip))
 
 
-@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("steps", first_but([2], [1, 2]))
 @pytest.mark.parametrize("size", [None, 4])
 def test_the_loss_scale_is_no_part_of_a_norm(size, steps):
     clip = {"global_clipnorm": 2.0}
@@ -85,6 +85,7 @@ def test_the_loss_scale_is_no_part_of_a_norm(size, steps):
     assert_logged(history, twin(size or BATCH // steps, **clip))
 
 
+@first
 def test_a_fixed_loss_scale_and_keras_own_accumulation():
     optimizer = keras.optimizers.SGD(RATE, gradient_accumulation_steps=2, loss_scale_factor=64.0)
     assert_logged(train(linear(optimizer), batch_size=PART), twin(PART), NAMES)
@@ -165,6 +166,7 @@ def test_a_window_spans_epochs():
         np.testing.assert_allclose(logged[0, 0], norms["norms"][0, 0], rtol=1e-4)
 
 
+@first
 def test_a_window_that_was_begun_before_is_not_counted():
     x, y = data()
     for optimizer in (windows(3), keras.optimizers.SGD(RATE, gradient_accumulation_steps=3)):
@@ -193,7 +195,7 @@ def tokens(optimizer, **settings):
     return model, x, data(12)[1]
 
 
-@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("clip", thorough_but([0.05], [None, 0.05]))
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("steps", [1, 2])
 def test_tables_of_rows(mode, clip, steps):
@@ -332,6 +334,7 @@ class Failing(keras.callbacks.Callback):
         raise RuntimeError("on purpose")
 
 
+@first
 @pytest.mark.parametrize("size", [None, 5])
 def test_a_fit_that_fails_leaves_no_norms_behind(size):
     model = linear(keras.optimizers.SGD(RATE))
@@ -347,6 +350,7 @@ def test_a_fit_that_fails_leaves_no_norms_behind(size):
         assert ("gradient_norm" in history) == (next_fit == "norms")
 
 
+@first
 def test_it_measures_what_the_model_is_compiled_with_next():
     model = linear(keras.optimizers.SGD(RATE))
     train(model, epochs=1)
@@ -356,6 +360,7 @@ def test_it_measures_what_the_model_is_compiled_with_next():
         assert_logged(train(model, batch_size=size), twin(size), NAMES)
 
 
+@first
 @pytest.mark.parametrize("turn", [1, -1])
 def test_with_noise_scale(turn):
     both = [ranger.callbacks.GradientNorm(), ranger.callbacks.NoiseScale(verbose=False)]

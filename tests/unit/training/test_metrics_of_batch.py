@@ -69,6 +69,7 @@ def test_history_is_plain_keras(metrics):
     )
 
 
+@first
 def test_two_outputs_with_weights():
     def two():
         keras.utils.set_random_seed(1)
@@ -148,6 +149,7 @@ def test_samples_that_meet_only_in_rare_samples_are_found():
     )
 
 
+@first
 def test_outputs_without_a_second_axis():
     def numbers():
         keras.utils.set_random_seed(1)

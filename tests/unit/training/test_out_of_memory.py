@@ -104,6 +104,7 @@ def test_memory_that_pytorch_keeps_is_given_back_before_the_batch_is_run_again(m
     assert len(freed) == 2
 
 
+@first
 def test_one_sample_that_does_not_fit_is_an_error():
     model = microbatch(hungry_model(), 4)
     before = model.get_weights()
@@ -135,6 +136,7 @@ def test_it_grows_back_after_a_while(monkeypatch, caplog):
     assert len(caplog.records) == 3
 
 
+@first
 def test_a_search_takes_what_fits():
     model, expected = hungry_model(), undisturbed()
     microbatch(model, "auto")

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 import tensorflow_ranger as ranger
+from tests.marks import first
 from tests.models import assert_same_weights, fit
 
 BACKEND = keras.config.backend()
@@ -105,6 +106,7 @@ def test_loss_weights_change_no_angle():
         np.testing.assert_allclose(weighted[name], plain[name], rtol=1e-4, err_msg=name)
 
 
+@first
 def test_groups_are_the_tasks():
     model = ranger.multitask(network(), "mgda", tasks={"x": ["a", "c"], "y": ["b"]})
     history = train(model, ranger.callbacks.TaskConflicts())
@@ -112,6 +114,7 @@ def test_groups_are_the_tasks():
     assert -1 <= min(history["cosine_x_y"]) <= max(history["cosine_x_y"]) <= 1
 
 
+@first
 def test_a_task_without_a_gradient_has_no_angle():
     model = ranger.multitask(network(loss_weights={"a": 1.0, "b": 1.0, "c": 0.0}), "pcgrad")
     history = train(model, ranger.callbacks.TaskConflicts())
@@ -120,6 +123,7 @@ def test_a_task_without_a_gradient_has_no_angle():
         assert np.isfinite(history[f"{kind}_a_b"]).all()
 
 
+@first
 def test_a_task_without_weights_has_no_angle():
     """An output that is the input: on PyTorch it has nothing to run backward through."""
     inputs = keras.Input((4,))
@@ -175,6 +179,7 @@ def test_the_angle_is_that_on_the_weights_that_both_reach():
     assert np.isnan([history["cosine_a_b"], history["conflict_a_b"]]).all()
 
 
+@first
 def test_later_callbacks_see_them():
     seen = {}
     later = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.update(logs))
@@ -183,6 +188,7 @@ def test_later_callbacks_see_them():
     assert seen["conflict_a_b"] == history["conflict_a_b"][0]
 
 
+@first
 def test_it_may_come_and_go_between_fits():
     """After a fit without it, on a compiled step; and after another rule was chosen."""
     model = ranger.multitask(network(), "sum")

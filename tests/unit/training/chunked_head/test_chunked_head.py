@@ -6,6 +6,7 @@ import pytest
 from keras import layers, losses, ops
 
 import tensorflow_ranger as ranger
+from tests.marks import first
 from tests.models import assert_same_weights, fit, temporaries
 
 BACKEND = keras.config.backend()
@@ -168,6 +169,7 @@ def hungry_model(x, y, head_chunks=None):
     return models
 
 
+@first
 def test_where_one_sample_does_not_fit_layers_are_run_again_and_then_logits_divided(caplog):
     x, y = data(2, 600, 10)
     model, expected = hungry_model(x, y)
@@ -183,6 +185,7 @@ def test_where_one_sample_does_not_fit_layers_are_run_again_and_then_logits_divi
     assert_same_weights(model, expected, 1e-5)
 
 
+@first
 def test_logits_that_must_stay_whole_and_do_not_fit_are_an_error():
     x, y = data(2, 600, 10)
     model, _ = hungry_model(x, y, head_chunks=1)
