@@ -117,6 +117,9 @@ def comparable(case):
     if BACKEND == "tensorflow" and (case.optimizer, case.option) == ("Muon", "schedule"):
         # Keras multiplies a float32 schedule by a float64 weight.
         return dataclasses.replace(case, option="none")
+    if BACKEND == "tensorflow" and case.tokens and case.option == "loss_scale_factor":
+        # Keras divides the list of rows that is a table's gradient, and fails.
+        return dataclasses.replace(case, option="none")
     if BACKEND == "jax" and case.body in ("shared", "dict_inputs"):
         # Of a layer that is called twice Keras' step counts one activity regularizer, its other
         # backends and ours count both.
