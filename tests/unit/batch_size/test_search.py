@@ -11,7 +11,9 @@ UNITS = 10**6
 def run(search, seconds_per_sample, batch, memory=lambda size: None, fails=lambda size: False):
     """Run `search` to its end; return the sizes in the order they were run."""
     sizes = []
-    while not search.done:
+    for _ in range(200):
+        if search.done:
+            return sizes
         size = search.size
         if not sizes or sizes[-1] != size:
             sizes.append(size)
@@ -19,7 +21,7 @@ def run(search, seconds_per_sample, batch, memory=lambda size: None, fails=lambd
             search.refuse(size)
         else:
             search.record(size, seconds_per_sample(size) * batch, memory(size))
-    return sizes
+    raise AssertionError("The search does not end.")
 
 
 def valley(best, steepness=1.0):
@@ -189,6 +191,26 @@ def test_unknown_memory_looks_below_the_first_size_if_nothing_larger_is_faster()
     sizes = run(search, valley(8), 512, memory=lambda size: size * UNITS)
     assert sizes[:4] == [32, 64, 8, 2]
     assert search.best == 8
+
+
+def test_one_slow_batch_does_not_end_the_way_up():
+    search = Search(128, 10**12)
+    seconds = {32: [9.0] * 4, 64: [9.0, 99.0, 8.0, 8.0], 128: [9.0, 7.0, 7.0, 7.0]}
+    for size in (32, 64, 128):
+        for value in seconds[size]:
+            assert search.size == size
+            search.record(size, value, size * UNITS)
+    assert search.done
+    assert search.best == 128
+
+
+def test_a_size_that_fails_after_it_was_timed_is_not_taken():
+    search = Search(64)
+    for _ in range(2):
+        search.record(64, 0.001)
+    search.refuse(64)
+    assert run(search, valley(64), 64)[0] == 16
+    assert search.best == 16
 
 
 def test_sizes_above_one_that_failed_are_not_tried():
