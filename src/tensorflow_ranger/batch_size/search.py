@@ -13,9 +13,7 @@ GIVE_UP_AFTER = 2
 MUCH_SLOWER = 1.25  # in each of two batches: one such size, and the search goes up no further
 STRIDE = 2  # powers of two between the sizes that are run on the way down
 SLOWER = 1.1  # than the best: the search goes down no further
-VALLEY = (
-    0.7  # of the largest size's time: from there on each stride down has to win, and this much:
-)
+VALLEY = 0.7  # of the largest size's time: below, the last stride must have been worth it
 WORTH_A_STRIDE = 1.2
 AS_FAST = 1.03  # sizes whose times differ by less are as fast, and the largest of them is taken
 
@@ -220,10 +218,12 @@ class Search:
         expected = {
             size: _interpolated(timed, size)
             for size in self.sizes[max(place - 1, 0) : place + 2]
-            if size not in timed and min(timed) < size < max(timed) and self._may_run(size)
+            if size not in timed and min(timed) < size < max(timed)
         }
         size = min(expected, key=expected.__getitem__, default=None)
-        return size if size is not None and expected[size] < timed[fastest] else None
+        if size is None or expected[size] >= timed[fastest]:
+            return None
+        return size if self._may_run(size) else None  # which may compile it to know its memory
 
     def _size_to_confirm(self, timed):
         """Return a size beside the fastest that one batch showed to be slower, or None.
