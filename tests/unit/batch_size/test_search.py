@@ -193,6 +193,14 @@ def test_unknown_memory_looks_below_the_first_size_if_nothing_larger_is_faster()
     assert search.best == 8
 
 
+def test_what_a_size_needs_is_the_most_that_a_batch_of_it_has_needed():
+    search = Search(64, 65 * UNITS, base=10 * UNITS)
+    for memory in (40, 30, 30, 30):
+        assert search.size == 32
+        search.record(32, 1.0, memory * UNITS)
+    assert search.size < 32  # 64 are expected to need 70
+
+
 def test_one_slow_batch_does_not_end_the_way_up():
     search = Search(128, 10**12)
     seconds = {32: [9.0] * 4, 64: [9.0, 99.0, 8.0, 8.0], 128: [9.0, 7.0, 7.0, 7.0]}
