@@ -33,10 +33,10 @@ def table_of(cuts):
     Args:
         cuts: The `TrimmedSlice` objects of the batch.
     """
-    return np.concatenate(
-        [
-            np.column_stack([each.places, np.tile(row, (len(each.places), 1))])
-            for each in cuts
-            for row in [np.array([*each.steps.values(), each.stop], "int32")]
-        ]
-    )
+    return np.concatenate([_rows_of(each) for each in cuts])
+
+
+def _rows_of(micro_batch):
+    same = np.array([*micro_batch.steps.values(), micro_batch.stop], "int32")
+    places = micro_batch.places
+    return np.column_stack([places, np.tile(same, (len(places), 1))])

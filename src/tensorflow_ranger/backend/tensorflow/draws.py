@@ -59,7 +59,7 @@ def drawn(name, function, arguments, shape, rows):
     return _FUNCTIONS[name](**{**arguments, "shape": _sizes(shape), "rows": rows})
 
 
-def for_each(function, row, places, dtype):
+def for_each(function, row, places):
     """Return what ``function(shape, place)`` draws of shape `row` for each of the places."""
     return function([_rows_of(places) * row[0], *row[1:]], places)
 
