@@ -96,7 +96,7 @@ class Padding:
         """Return the time steps of all samples of a batch, padded, and those that are computed."""
         padded = first(data[0]).shape[0] * sum(self.sizes_of(data[0]))
         in_step = self.sorted(data)
-        if in_step is not None:
+        if isinstance(in_step, SortedSamples):
             return padded, in_step.cells(size)
         return padded, sum(each.cells for each in self.slices(data, size))
 

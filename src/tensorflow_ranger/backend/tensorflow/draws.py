@@ -1,6 +1,7 @@
 """TensorFlow: the stateless random operations with a counter that begins at a sample's place."""
 
 import functools
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -118,7 +119,7 @@ def _numbers(operation, seed, shape, rows, dtype, in_one_row=False):
     """
     place, per_sample = rows
     group = 2 if dtype.size == 8 else 4
-    sizes = _sizes(shape)
+    sizes: list[Any] = _sizes(shape)
     start = tf.cast(place, "int64") * tf.cast(per_sample, "int64")
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(
         seed=_as_keras_casts(keras_internals.drawn_seed(seed))
