@@ -143,15 +143,19 @@ class Phases(Protocol):
 
     @property
     def loops_in_python(self) -> bool:
-        """Whether micro-batches differ in shape, so that no compiled loop can cut them."""
+        """Whether micro-batches differ in shape, so that no loop compiled by XLA can cut them."""
         ...
 
     def slices(self, data: Any, size: int, start: int = 0, stops: Any = ()) -> list[Any]:
         """Return the `Slice` objects of a batch: see `batches.slices`."""
         ...
 
-    def sorted(self, data: Any) -> Any:
-        """Return the `SortedSamples` of a batch, or None where they are cut as they are given."""
+    def table(self, data: Any, size: int) -> Any:
+        """Return the division of a batch as an array of integers, or None for none."""
+        ...
+
+    def sorted(self, data: Any, table: Any = None) -> Any:
+        """Return the `TrimmedSamples` of a batch, or None where they are cut as they are given."""
         ...
 
     def in_order(self, cuts: list[Any], parts: list[Any]) -> list[Any]:

@@ -119,7 +119,6 @@ class PlacedDraws:
                 lambda shape, place: drawn(shape, (place, per_sample), seed),
                 row,
                 self._place,
-                dtype,
             )
             numbers = numbers[(slice(None), *(slice(size) for size in shape[1:]))]
         return numbers if inputs is None else inputs * numbers

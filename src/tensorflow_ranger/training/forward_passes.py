@@ -68,7 +68,7 @@ class ForwardPasses:
 
     @property
     def loops_in_python(self):
-        """Whether micro-batches differ in shape, so that no compiled loop can cut them."""
+        """Whether micro-batches differ in shape, so that no loop compiled by XLA can cut them."""
         return self.padding is not None
 
     def slices(self, data, size, start=0, stops=()):

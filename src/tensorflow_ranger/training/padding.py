@@ -13,6 +13,7 @@ from tensorflow_ranger.backend.batches import first, in_order, trimmed
 from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.backend.phases import BatchOutputs
 from tensorflow_ranger.rules.division import division
+from tensorflow_ranger.training.divided_samples import DividedSamples, table_of
 from tensorflow_ranger.training.metrics_of_batch import outputs_and_masks
 from tensorflow_ranger.training.sorted_samples import SortedSamples
 from tensorflow_ranger.training.trimmed_slice import TrimmedSlice
@@ -64,12 +65,18 @@ class Padding:
                 start += count
         return found
 
-    def sorted(self, data):
-        """Return the `SortedSamples` of a batch, or None where Python cuts it into `slices`.
+    def sorted(self, data, table=None):
+        """Return the `TrimmedSamples` of a batch, or None where Python cuts it into `slices`.
+
+        Args:
+            data: Tuple ``(x, y, sample_weight)``.
+            table: What `table` returned, as a tensor, for a division that Python has found.
 
         Raises:
             ValueError: The batch has other time axes than that of which this has learned.
         """
+        if table is not None:
+            return DividedSamples(self, self.sizes_of(data[0]), table)
         if not self._is_in_step:
             return None
         sizes = self.sizes_of(data[0])
@@ -81,11 +88,15 @@ class Padding:
             )
         return SortedSamples(self, data[0], sizes, BUCKETS if self._is_compiled else None)
 
+    def table(self, data, size):
+        """Return the `slices` of a batch as one array of integers."""
+        return table_of(self.slices(data, size))
+
     def cells_of(self, data, size):
         """Return the time steps of all samples of a batch, padded, and those that are computed."""
         padded = first(data[0]).shape[0] * sum(self.sizes_of(data[0]))
         in_step = self.sorted(data)
-        if in_step is not None:
+        if isinstance(in_step, SortedSamples):
             return padded, in_step.cells(size)
         return padded, sum(each.cells for each in self.slices(data, size))
 

@@ -10,31 +10,21 @@ from keras import ops
 from tensorflow_ranger.backend.batches import at
 
 
-class SortedSamples:
-    """Samples of a batch, the longest first.
+class TrimmedSamples:
+    """Samples of which a loop within a step runs some at a time, trimmed to the longest of them.
 
     Args:
         padding: `Padding` that trims them.
-        x: Inputs.
-        sizes: The sizes of their time axes.
-        most: How many lengths micro-batches may have, where each shape costs a compilation; None
-            for any. Lengths are rounded up, and those along several axes together: a sample has
-            the k-th length along each axis.
+        sizes: The sizes of the time axes of the inputs.
     """
 
-    def __init__(self, padding, x, sizes, most=None):
+    #: The division of the samples: see `divided_samples.table_of`. None for micro-batches of as
+    #: many samples each.
+    table = None
+
+    def __init__(self, padding, sizes):
         self._padding = padding
         self._sizes = sizes
-        #: With `most`: tuples of the steps along each time axis, the longest first.
-        self.choices = []
-        lengths = [self._lengths(padding.long_inputs(x), size) for size in sizes]
-        if most is not None:
-            lengths = self._rounded(lengths, most)
-        lengths = ops.stack(lengths, axis=1)
-        #: Integer array of shape ``(samples,)``; the places of the samples in their batch.
-        self.order = ops.cast(ops.argsort(-ops.sum(lengths, axis=1)), "int32")
-        #: Integer array of shape ``(samples, axes)``; their steps along each time axis.
-        self.lengths = ops.take(lengths, self.order, axis=0)
 
     def micro_batch(self, data, places, steps):
         """Return the samples of ``(x, y, sample_weight)`` at these places, with so many steps."""
@@ -48,14 +38,40 @@ class SortedSamples:
         """Return ``BatchOutputs.rows`` of a micro-batch with zeros for what was trimmed."""
         return self._padding.filled_rows(rows)
 
+    def _by_size(self, steps):
+        return dict(zip(self._sizes, steps, strict=True))
+
+
+class SortedSamples(TrimmedSamples):
+    """Samples of a batch, the longest first.
+
+    Args:
+        padding: `Padding` that trims them.
+        x: Inputs.
+        sizes: The sizes of their time axes.
+        most: How many lengths micro-batches may have, where each shape costs a compilation; None
+            for any. Lengths are rounded up, and those along several axes together: a sample has
+            the k-th length along each axis.
+    """
+
+    def __init__(self, padding, x, sizes, most=None):
+        super().__init__(padding, sizes)
+        #: With `most`: tuples of the steps along each time axis, the longest first.
+        self.choices = []
+        lengths = [self._lengths(padding.long_inputs(x), size) for size in sizes]
+        if most is not None:
+            lengths = self._rounded(lengths, most)
+        lengths = ops.stack(lengths, axis=1)
+        #: Integer array of shape ``(samples,)``; the places of the samples in their batch.
+        self.order = ops.cast(ops.argsort(-ops.sum(lengths, axis=1)), "int32")
+        #: Integer array of shape ``(samples, axes)``; their steps along each time axis.
+        self.lengths = ops.take(lengths, self.order, axis=0)
+
     def cells(self, size):
         """Return how many time steps micro-batches of `size` samples compute."""
         lengths = ops.convert_to_numpy(self.lengths)
         parts = [lengths[start : start + size] for start in range(0, len(lengths), size)]
         return sum(len(part) * int(part.max(axis=0).sum()) for part in parts)
-
-    def _by_size(self, steps):
-        return dict(zip(self._sizes, steps, strict=True))
 
     def _lengths(self, leaves, size):
         numbers, longest = ops.arange(1, size + 1, dtype="int32"), 0

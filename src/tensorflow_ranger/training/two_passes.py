@@ -37,9 +37,13 @@ class TwoPasses(ComparedPasses):
         self.accumulator = accumulator
         self._loss_has_gradient = []
 
-    def sorted(self, data):
-        """Return the `SortedSamples` of a batch, or None where they are cut as they are given."""
-        return None if self.padding is None else self.padding.sorted(data)
+    def table(self, data, size):
+        """Return the division of a batch as an array, or None: see `Padding.table`."""
+        return None if self.padding is None else self.padding.table(data, size)
+
+    def sorted(self, data, table=None):
+        """Return the `TrimmedSamples` of a batch, or None where they are cut as they are given."""
+        return None if self.padding is None else self.padding.sorted(data, table)
 
     def forward(self, state, data, samples, replica_weight=None):
         """Run a micro-batch forward, and commit nothing.

@@ -1,9 +1,10 @@
-"""A loop over samples that a step has sorted by length."""
+"""A loop over samples that a step has sorted by length, or Python has divided."""
 
 import keras
 import numpy as np
 import pytest
 
+from tensorflow_ranger.rules.division import division
 from tensorflow_ranger.training.padding import Padding
 from tensorflow_ranger.training.sorted_samples import SortedSamples
 
@@ -25,7 +26,7 @@ def compiled(function, x):
     return tf.function(function, autograph=False)(tf.constant(x))
 
 
-def looped(x, size):
+def looped(x, size, is_divided=False):
     """Return what a loop has seen: of each sample its sum, its neighbours and its steps."""
     if BACKEND == "jax":
         from tensorflow_ranger.backend.jax.sample_loops import fold_samples
@@ -38,8 +39,12 @@ def looped(x, size):
 
     rows = len(x)
 
+    table = padding.table((x, None, None), size) if is_divided else None
+
     def run(x):
         samples = SortedSamples(padding, x, [STEPS], MOST)
+        if is_divided:
+            samples = padding.sorted((x, None, None), ops.convert_to_tensor(table))
         nothing = ops.zeros((rows,), "int32")
 
         def see(state, each):
@@ -80,3 +85,24 @@ def test_each_sample_is_seen_once_without_most_of_its_padding(samples):
     assert (steps >= lengths).all()
     # The samples of a micro-batch are in the order of the batch.
     assert (last >= np.arange(samples)).all()
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="XLA would compile each number of micro-batches")
+@pytest.mark.parametrize("samples", [3, 4, 11, 12])
+def test_a_loop_runs_the_micro_batches_of_a_division(samples):
+    size = 4
+    rng = np.random.default_rng(samples)
+    lengths = rng.integers(1, STEPS + 1, samples)
+    x = (rng.integers(1, 9, (samples, STEPS)) * (np.arange(STEPS) < lengths[:, None])).astype(
+        "int32"
+    )
+    sums, last, steps, times = looped(x, size, is_divided=True)
+    np.testing.assert_array_equal(times, 1)
+    np.testing.assert_array_equal(sums, x.sum(axis=1))
+    start = 0
+    for count in division(-np.sort(-lengths)[:, None], size, np.array([STEPS])):
+        own = np.argsort(-lengths, kind="stable")[start : start + count]
+        np.testing.assert_array_equal(last[own], own.max())
+        np.testing.assert_array_equal(steps[own], lengths[own].max())
+        start += count
+    assert start == samples

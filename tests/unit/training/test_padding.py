@@ -240,3 +240,28 @@ if BACKEND == "tensorflow":
         ranger.microbatch(model, 3, padding=0)
         with pytest.raises(ValueError, match="padding=0 trims dense arrays: got RaggedTensor"):
             model.fit(rows.batch(8), shuffle=False, verbose=0)
+
+
+def spread(y, y_pred):
+    return ops.max(y_pred) - ops.min(y_pred) + 0.0 * ops.sum(y)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="traces graphs that take arrays of any shape")
+@pytest.mark.parametrize("metrics", [[], [spread]], ids=["loop in a graph", "loop in Python"])
+def test_a_graph_is_not_traced_for_each_division(metrics):
+    updates = []
+
+    class Adam(keras.optimizers.Adam):
+        def update_step(self, gradient, variable, learning_rate):
+            updates.append(variable.name)
+            super().update_step(gradient, variable, learning_rate)
+
+    model = text_model(mean)
+    model.compile(Adam(), "mse", metrics=metrics)
+    ranger.microbatch(model, 7, padding=0)
+    fit(model, X, Y, 24)
+    seen = len(updates)
+    for _ in range(4):
+        real = np.arange(STEPS) < RNG.integers(1, STEPS + 1, SAMPLES)[:, None]
+        fit(model, (X + 1) * real % WORDS, Y, 24)
+    assert len(updates) == seen

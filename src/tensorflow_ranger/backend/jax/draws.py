@@ -41,7 +41,7 @@ def drawn(name, function, arguments, shape, rows):
     return function(**{**arguments, "seed": seed})
 
 
-def for_each(function, row, places, dtype):
+def for_each(function, row, places):
     """Return what ``function(shape, place)`` draws of shape `row` for each of the places."""
     numbers = jax.vmap(lambda place: function(row, place))(places)
     return numbers.reshape(-1, *row[1:])

@@ -1,6 +1,7 @@
 """TensorFlow: the stateless random operations with a counter that begins at a sample's place."""
 
 import functools
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -51,17 +52,17 @@ def drawn(name, function, arguments, shape, rows):
         arguments: Dict of all its arguments.
         shape: What `shape_of` returned.
         rows: Pair of the scalar place of the first sample and the numbers per sample, or None for
-            the first numbers of the seed.
+            the first numbers of the seed. Or of a vector of the places of all samples, of each of
+            which the first numbers are drawn.
     """
     if rows is None:
         return function(**arguments)
     return _FUNCTIONS[name](**{**arguments, "shape": _sizes(shape), "rows": rows})
 
 
-def for_each(function, row, places, dtype):
+def for_each(function, row, places):
     """Return what ``function(shape, place)`` draws of shape `row` for each of the places."""
-    each = tf.map_fn(lambda p: function(row, p), places, fn_output_signature=_dtype(dtype))
-    return tf.reshape(each, [-1, *row[1:]])
+    return function([_rows_of(places) * row[0], *row[1:]], places)
 
 
 def _dropout(shape, rows, inputs, rate, noise_shape, seed):
@@ -118,25 +119,40 @@ def _numbers(operation, seed, shape, rows, dtype, in_one_row=False):
     """
     place, per_sample = rows
     group = 2 if dtype.size == 8 else 4
-    sizes = _sizes(shape)
+    sizes: list[Any] = _sizes(shape)
     start = tf.cast(place, "int64") * tf.cast(per_sample, "int64")
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(
         seed=_as_keras_casts(keras_internals.drawn_seed(seed))
     )
-    counter = tf.bitcast(counter, "int64") + tf.stack([start // group, 0])
-    draw = functools.partial(
-        operation,
-        key=key,
-        counter=tf.bitcast(counter, "uint64"),
-        alg=tf.raw_ops.StatelessRandomGetAlg(),
-    )
-    count = _product(sizes)
-    if not (isinstance(per_sample, int) and per_sample % group == 0):
-        numbers = draw(shape=[(count + group - 1 + group - 1) // group * group])
-        return tf.reshape(tf.slice(numbers, [start % group], [count]), tf.stack(sizes))
-    if in_one_row:
-        return tf.reshape(draw(shape=[count]), tf.stack(sizes))
-    return draw(shape=tf.stack(sizes))
+    before = tf.stack([start // group, tf.zeros_like(start)], axis=-1)
+    counter = tf.bitcast(tf.bitcast(counter, "int64") + before, "uint64")
+    draw = functools.partial(operation, key=key, alg=tf.raw_ops.StatelessRandomGetAlg())
+    is_aligned = isinstance(per_sample, int) and per_sample % group == 0
+    is_each = start.shape.rank > 0
+    row = [sizes[0] // _rows_of(place), *sizes[1:]] if is_each else sizes
+    count = _product(row)
+
+    def draw_from(counter, skipped):
+        if not is_aligned:
+            numbers = draw(counter=counter, shape=[(count + 2 * (group - 1)) // group * group])
+            return tf.reshape(tf.slice(numbers, [skipped], [count]), tf.stack(row))
+        if in_one_row:
+            return tf.reshape(draw(counter=counter, shape=[count]), tf.stack(row))
+        return draw(counter=counter, shape=tf.stack(row))
+
+    skipped = start % group
+    if not is_each:
+        return draw_from(counter, skipped)
+    # The loop runs once for each sample, so it does nothing but draw.
+    if is_aligned:
+        each = tf.map_fn(lambda own: draw_from(own, 0), counter, fn_output_signature=dtype)
+    else:
+        each = tf.map_fn(lambda own: draw_from(*own), (counter, skipped), fn_output_signature=dtype)
+    return tf.reshape(each, tf.stack(sizes))
+
+
+def _rows_of(places):
+    return tf.shape(places)[0] if places.shape[0] is None else places.shape[0]
 
 
 def _as_keras_casts(seed):

@@ -114,7 +114,8 @@ class Step:
         self._add = graph(phases.add, **of_any_shape)
         self._forward = graph(phases.forward, **of_any_shape)
         self._differentiate = graph(phases.differentiate)
-        self._finish = graph(phases.finish)
+        # A list of rows has as many as a batch looks up.
+        self._finish = graph(phases.finish, **of_any_shape)
         self._per_size = {}
 
     def run(self, state, data, size, rows):
@@ -137,18 +138,21 @@ class Step:
         # XLA knows no rows of which it does not know the number, such as outputs that are gathered.
         cuts_in_xla = phases.cuts and self._xla
         is_varying = phases.gathers or cuts_in_xla or (self._tables and self._xla)
-        is_varying = is_varying or phases.loops_in_python
+        is_varying = is_varying or (phases.loops_in_python and self._xla)
         loops_on_host = self._loop == "host" and size < count(data)  # one micro-batch is no loop
         if loops_on_host or self._runs_eagerly or is_varying or has_sparse(data):
             return self._run_on_host(data, size, rows), None
-        return self._for_size(self._run_on_device, size, rows)(data), None
+        table = phases.table(data, size)
+        table = None if table is None else tf.constant(table)
+        return self._for_size(self._run_on_device, size, rows)(data, table), None
 
     def _for_size(self, function, size, rows):
         # A function for each size: of one that is traced again and again TensorFlow warns.
         key = size, rows
         if key not in self._per_size:
             self._per_size[key] = self._graph(
-                lambda data: function(data, size, rows), reduce_retracing=not self._xla
+                lambda data, table=None: function(data, size, rows, table),
+                reduce_retracing=not self._xla,
             )
         return self._per_size[key]
 
@@ -200,8 +204,8 @@ class Step:
         loop_state = loop_state._replace(place=place)  # of one shape, whatever came last
         return self._finish(lists.joined(sums), loop_state, rows, *batch)
 
-    def _run_on_replicas(self, data, size, rows):
-        self._strategy.run(self._run_on_device, args=(data, size, rows))
+    def _run_on_replicas(self, data, size, rows, table):
+        self._strategy.run(self._run_on_device, args=(data, size, rows, table))
 
     def prepare(self, state, data, size):
         """Learn from a micro-batch of a batch what `run` needs to know, once."""
@@ -245,10 +249,10 @@ class Step:
         tf.function(add, autograph=False).get_concrete_function(micro_batch)
         return tables
 
-    def _run_on_device(self, data, size, rows):
+    def _run_on_device(self, data, size, rows, table):
         phases = self._phases
         sums, loop_state, factor, scale = self._open()
-        masses, order = None, phases.sorted(data)
+        masses, order = None, phases.sorted(data, table)
         if phases.needs_masses:
             zeros = [tf.zeros((), loop_state.samples.dtype) for _ in loop_state.losses]
             masses = fold_samples(

@@ -139,7 +139,7 @@ def drawn(name, function, arguments, shape, rows):
     return _FUNCTIONS[name](**{**arguments, "shape": shape, "rows": rows})
 
 
-def for_each(function, row, places, dtype):
+def for_each(function, row, places):
     """Return what ``function(shape, place)`` draws of shape `row` for each of the places."""
     return function((len(places) * row[0], *row[1:]), places)
 
