@@ -3,6 +3,7 @@
 from keras import ops
 
 from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.training.call_scope import CallScope
 from tensorflow_ranger.training.matched_losses import is_keras, undivided
 
 
@@ -57,6 +58,8 @@ class AddedLosses:
         Args:
             fraction: Scalar; the micro-batch's fraction of the batch's samples.
         """
+        if not self.names and not CallScope.current().losses:
+            return []  # without asking all layers and weights
         values = [
             undivided(keras_internals.added_loss_value(self._model, loss))
             for loss in self._model.losses
