@@ -1,5 +1,6 @@
 """What a compiled loss divides by in a micro-batch, up to a constant factor."""
 
+import math
 from typing import Any, NamedTuple
 
 import keras
@@ -86,8 +87,10 @@ def value_of(loss, y_true, y_pred, sample_weight):
     """Return what `loss` is of a batch, as a tensor."""
     if sample_weight is None and _is_mean(loss) and keras_internals.get_mask(y_pred) is None:
         values = values_of(loss, y_true, y_pred)
-        if keras_internals.get_mask(values) is None and 0 not in values.shape:
-            return ops.mean(values)  # Keras makes a dozen operations of it
+        count = 0 if None in values.shape else math.prod(values.shape)
+        if count and keras_internals.get_mask(values) is None:
+            # Keras makes a dozen operations of it, and its `mean` rounds float64 to float32.
+            return ops.sum(ops.convert_to_tensor(values, loss.dtype)) / count
     value = loss(y_true, y_pred, sample_weight)
     return value if ops.is_tensor(value) else ops.convert_to_tensor(value, loss.dtype)
 

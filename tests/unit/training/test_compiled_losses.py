@@ -54,7 +54,8 @@ def test_an_added_loss_counts_as_in_the_batch(function):
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="compiled steps add what the first batch has added")
-def test_a_layer_that_adds_its_first_loss_later():
+@pytest.mark.parametrize("is_of_a_weight", [False, True])
+def test_the_first_added_loss_comes_later(is_of_a_weight):
     class AddsLater(layers.Layer):
         adds = False
 
@@ -68,7 +69,9 @@ def test_a_layer_that_adds_its_first_loss_later():
         if size is not None:
             ranger.microbatch(model, size)
         fit(model, *data(12), 12)
-        model.layers[2].adds = True
+        model.layers[2].adds = not is_of_a_weight
+        if is_of_a_weight:
+            model.trainable_weights[0].regularizer = keras.regularizers.L2(0.1)
         fit(model, *data(12), 12)
         return model
 
