@@ -30,6 +30,10 @@ class BatchBuffer:
         self._variables = variables
         self._dtypes = [keras.backend.standardize_dtype(v.dtype) for v in variables]
         self._total_dtypes = [accumulator_dtype(own, dtype) for own in self._dtypes]
+        #: For each variable whether gradients have the dtype of their total: no cast to ask for.
+        self._as_wide = [
+            own == wide for own, wide in zip(self._dtypes, self._total_dtypes, strict=True)
+        ]
         self._overwritten = [getattr(v, "overwrite_with_gradient", False) for v in variables]
 
     def beside_the_optimizer(self):
@@ -45,6 +49,8 @@ class BatchBuffer:
 
     def first(self, index, gradient, factor):
         """Return the total of the batch's first gradient for the variable at `index`."""
+        if self._as_wide[index]:
+            return gradient
         return ops.cast(gradient, self._total_dtypes[index])
 
     def add(self, index, total, gradient, factor):
@@ -58,7 +64,7 @@ class BatchBuffer:
     def close(self, totals):
         """Update the variables with the batch's gradient; a total may be None."""
         gradients = [
-            None if total is None else ops.cast(total, dtype)
-            for total, dtype in zip(totals, self._dtypes, strict=True)
+            total if total is None or as_wide else ops.cast(total, dtype)
+            for total, dtype, as_wide in zip(totals, self._dtypes, self._as_wide, strict=True)
         ]
         arrays.apply(self._optimizer, gradients, self._variables)

@@ -3,6 +3,7 @@
 from keras import ops
 
 from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.training.call_scope import CallScope
 from tensorflow_ranger.training.matched_losses import is_keras, undivided
 
 
@@ -18,6 +19,7 @@ class AddedLosses:
 
     def __init__(self, model):
         self._model = model
+        self._weights = model.trainable_weights
         self.names = []  #: Of each added loss: the name of its layer, or None.
         self._known = set()
         self._sums = set()
@@ -57,6 +59,8 @@ class AddedLosses:
         Args:
             fraction: Scalar; the micro-batch's fraction of the batch's samples.
         """
+        if not self._are_there_any():
+            return []
         values = [
             undivided(keras_internals.added_loss_value(self._model, loss))
             for loss in self._model.losses
@@ -75,6 +79,11 @@ class AddedLosses:
             for place, loss in enumerate(self._model.losses)
             if id(loss) in owners
         ]
+
+    def _are_there_any(self):
+        """Return whether to ask Keras, which looks at every layer and every weight."""
+        is_regularized = any(weight.regularizer is not None for weight in self._weights)
+        return bool(self.names or CallScope.current().losses or is_regularized)
 
     def _owners(self):
         return {

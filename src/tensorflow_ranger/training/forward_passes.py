@@ -247,6 +247,12 @@ class ForwardPasses:
         with context:
             return self.call(x)
 
+    def _variables(self, also):
+        """Give what a forward pass may read: the model's variables and those in `also`."""
+        yield from self.weights
+        yield from self.model.non_trainable_variables
+        yield from also
+
     @contextlib.contextmanager
     def _scope(self, weights=None, begun=None, rows=None, carried=(CARRIED,), also=()):
         """Give the scope of a forward pass that begins where `begun` says.
@@ -260,8 +266,7 @@ class ForwardPasses:
             also: Variables that are read beside the model's own.
         """
         layers, start = (None, 0) if begun is None else (begun.layers, begun.samples)
-        own = [*self.weights, *self.model.non_trainable_variables]
-        pairs = added_gradients.current_values([*own, *also])
+        pairs = added_gradients.current_values(self._variables(also))
         # Keras looks for a regularized weight nowhere but in the scope.
         pairs += ((w, w.value) for w in self.weights if w.regularizer is not None)
         if weights is not None:

@@ -226,6 +226,8 @@ class LayerState:
             samples: Scalar; samples of this one.
             part: What of its sums counts here, 1/n if n replicas run it, or None for all.
         """
+        if not self.variables:
+            return totals
         fraction = samples / (before + samples)
         sums = []
         for place, (kind, old, new) in enumerate(

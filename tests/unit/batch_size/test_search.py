@@ -101,7 +101,9 @@ def test_a_search_takes_twelve_batches_for_times_like_those_of_a_convolution():
     search, batches = Search(256), 0
     while not search.done:
         batches += 1
-        search.record(search.size, microseconds[search.size])
+        size = search.size
+        assert size is not None
+        search.record(size, microseconds[size])
     assert search.best == 8
     assert batches <= 12
 

@@ -7,7 +7,7 @@ from keras import layers, ops
 
 import tensorflow_ranger as ranger
 from tests.marks import first, first_but
-from tests.models import assert_trains_as_plain, data, fit
+from tests.models import assert_same_weights, assert_trains_as_plain, data, fit
 
 BACKEND = keras.config.backend()
 
@@ -51,6 +51,32 @@ def test_an_added_loss_counts_as_in_the_batch(function):
     assert_trains_as_plain(
         lambda: model_with(Adds(function)), *data(36), sizes=(1, 5, 6, 12), tolerance=1e-5
     )
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="compiled steps add what the first batch has added")
+@pytest.mark.parametrize("is_of_a_weight", [False, True])
+def test_the_first_added_loss_comes_later(is_of_a_weight):
+    class AddsLater(layers.Layer):
+        adds = False
+
+        def call(self, x):
+            if self.adds:
+                self.add_loss(ops.mean(x**2))
+            return x
+
+    def trained(size=None):
+        model = model_with(AddsLater())
+        if size is not None:
+            ranger.microbatch(model, size)
+        fit(model, *data(12), 12)
+        model.layers[2].adds = not is_of_a_weight
+        if is_of_a_weight:
+            model.trainable_weights[0].regularizer = keras.regularizers.L2(0.1)
+        fit(model, *data(12), 12)
+        return model
+
+    whole, parts = trained(), trained(5)
+    assert_same_weights(parts, whole)
 
 
 @first
