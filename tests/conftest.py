@@ -3,6 +3,7 @@
 import gc
 import os
 import time
+from pathlib import Path
 
 import keras
 import pytest
@@ -33,6 +34,23 @@ def compiled_once(tmp_path_factory, worker_id):
         for name, value in settings.items():
             jax.config.update(name, value)
             os.environ[name.upper()] = str(value)
+
+
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 20_000  # of the 65,530 that Linux gives a process
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Let JAX forget what it has compiled before it crashes for want of memory maps."""
+    yield
+    if keras.config.backend() == "jax" and MAPS.exists():
+        import jax
+
+        with MAPS.open() as maps:
+            if sum(1 for _ in maps) > MOST_MAPS:
+                gc.collect()
+                jax.clear_caches()
 
 
 @pytest.fixture(scope="session", autouse=True)

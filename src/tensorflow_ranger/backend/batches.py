@@ -10,7 +10,7 @@ from tensorflow_ranger.backend import arrays
 from tensorflow_ranger.backend.phases import BatchOutputs
 
 
-def mapped(function, data):
+def mapped(function, data) -> Any:
     """Return nested `data` with ``function(leaf)`` in place of each array; None stays None."""
     if data is None:
         return None
