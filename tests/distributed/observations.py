@@ -72,7 +72,8 @@ def refused(here, folder):
     with here.scope():
         words = keras.Input((None,))
         vectors = keras.layers.Embedding(4, 2)(words)
-        model = keras.Model(words, keras.ops.mean(vectors, axis=1))
+        mean = keras.ops.mean(vectors, axis=1)
+        model = keras.Model(words, keras.layers.Dense(2)(mean))  # which layouts divide
         model.compile("sgd", loss="mse")
         ranger.microbatch(model, 2, padding=0)
     with _kept(messages, "padding"):
