@@ -47,14 +47,14 @@ def two_inputs():
     """Return a network over two sentences, each with a time axis."""
     words, x = embedded()
     others, z = embedded()
-    both = layers.Concatenate()([layers.GRU(3)(x), layers.GlobalAveragePooling1D()(z)])
+    both = layers.Concatenate()([layers.GRU(4)(x), layers.GlobalAveragePooling1D()(z)])
     return keras.Model([words, others], layers.Dense(2)(both))
 
 
 def number():
     """Return a network that makes numbers of a sentence."""
     words, x = embedded()
-    return keras.Model(words, layers.Dense(2)(layers.Dropout(0.3)(layers.GRU(3)(x))))
+    return keras.Model(words, layers.Dense(2)(layers.Dropout(0.3)(layers.GRU(4)(x))))
 
 
 def squares():

@@ -12,22 +12,13 @@ from tensorflow_ranger.backend.phases import BatchOutputs
 
 def mapped(function, data) -> Any:
     """Return nested `data` with ``function(leaf)`` in place of each array; None stays None."""
-    if data is None:
-        return None
-    if hasattr(data, "shape"):
+    if hasattr(data, "shape"):  # `keras.tree` takes several times as long
         return function(data)
-    if type(data) in (list, tuple):  # `keras.tree` takes several times as long
-        return type(data)(mapped(function, each) for each in data)
     return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), data)
 
 
 def first(data):
     """Return the first array in `data`."""
-    leaf = data
-    while type(leaf) in (list, tuple) and leaf:  # mostly a tensor: `keras.tree` takes longer
-        leaf = leaf[0]
-    if hasattr(leaf, "shape"):
-        return leaf
     return next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
 
 
