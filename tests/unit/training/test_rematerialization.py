@@ -54,8 +54,8 @@ def test_memory_of_a_deep_model_is_a_fraction(blocks, share):
 @only_jax
 def test_a_limit_below_one_sample_is_kept_by_running_layers_again(caplog):
     x, y = data(4)
-    model, expected = deep(blocks=4), ranger.microbatch(deep(blocks=4), 1)
-    step, state = step_of(ranger.microbatch(deep(blocks=4), 1, rematerialize=False), x, y, 1)
+    model, expected = deep(blocks=5), ranger.microbatch(deep(blocks=5), 1)
+    step, state = step_of(ranger.microbatch(deep(blocks=5), 1, rematerialize=False), x, y, 1)
     limit = step.memory(state, (x, y, None), 1) - 1
     ranger.microbatch(model, "auto", memory_limit=limit)
     fit(model, x, y, 4, epochs=3)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from tensorflow_ranger.backend.batches import LoopedMicroBatch
 from tensorflow_ranger.backend.jax.loops import fold
+from tensorflow_ranger.backend.jax.shard_axis import in_step
 
 
 def fold_samples(body, state, data, slopes, size, samples):
@@ -33,7 +34,7 @@ def fold_samples(body, state, data, slopes, size, samples):
         if start == stop:
             continue
         # The first sample of a micro-batch is its longest.
-        longest, begin = keys[start:stop:length], 0
+        longest, begin = in_step(keys[start:stop:length]), 0
         for steps in samples.choices:
             until = jnp.sum(longest >= sum(steps))
 

@@ -131,7 +131,7 @@ class ReplicaStep(JaxStep):
 
     def _run_on_replicas(self, state, even, rest, weight, size, rows):
         def run(state, even, rest):
-            with over(self._mesh.axis):
+            with over(self._mesh.axis, self._mesh.mesh.size > self._mesh.replicas):
                 halves = [(half, each) for half, each in ((even, None), (rest, weight)) if half]
                 return self._run_parts(state, halves, size, rows)
 
