@@ -28,8 +28,8 @@ ENGINES = {
         "jax_data_parallel": (QUICK, [*OTHERS, "plain"]),
         # Keras gives each process as many samples.
         "jax_processes": (
-            ["masks", "contrasting_even", "drawing_even"],
-            ["balanced", "padded", "batch_normalization"],
+            ["masks", "contrasting_even"],
+            ["balanced", "padded", "batch_normalization", "drawing_even"],
         ),
         "jax_model_parallel": ([], ["masks", "padded", "streaming"]),
     },

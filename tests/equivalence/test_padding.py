@@ -135,7 +135,7 @@ CASES: dict[str, Any] = {
     "neighbours": (sequence_model(lambda x: layers.GRU(5)(x)), lambda: neighbours, X, Y, None),
     "whole_tags": (tagger, lambda: of_tags, X, MARKED, None),
 }
-QUICK = ["attention", "whole_tags"]
+QUICK = ["whole_tags"]
 
 
 def trained(case, optimizer=None, size=None, padding: Any = 0, **settings):

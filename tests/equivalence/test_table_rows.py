@@ -14,7 +14,7 @@ from keras import layers, ops
 
 import tensorflow_ranger as ranger
 from tensorflow_ranger.backend import arrays
-from tests.marks import first, first_but
+from tests.marks import first, first_but, thorough_but
 from tests.models import assert_same_weights, beside_the_state, fit
 
 BACKEND = keras.config.backend()
@@ -178,7 +178,10 @@ def assert_same_training(build, size=7, **settings):
     assert_same_weights(ours, plain, TOLERANCE)
 
 
-@pytest.mark.parametrize("optimizer", ["adagrad", pytest.param("sgd", marks=pytest.mark.thorough)])
+# On TensorFlow tests/equivalence/test_embeddings.py looks at tables.
+@pytest.mark.parametrize(
+    "optimizer", thorough_but([] if BACKEND == "tensorflow" else ["adagrad"], ["adagrad", "sgd"])
+)
 @pytest.mark.parametrize("body", BODIES)
 def test_a_table_of_any_use(float64, lists, body, optimizer):
     assert_same_training(lambda: network(body, optimizer))

@@ -104,6 +104,7 @@ def test_float64_is_blind_to_the_scale(name, scale, float64):
         assert_close(result, combined(name, gradients), gradients, 3e-7)
 
 
+@first
 @names
 def test_eager_as_compiled(name, float64):
     gradients = np.random.default_rng(2).normal(size=(2, 12))

@@ -7,6 +7,7 @@ from keras import layers, ops
 
 from tensorflow_ranger.optimizers import fan_in
 from tensorflow_ranger.optimizers.fan_in_by_call import axes_by_call, summed_axes
+from tests.marks import first_but
 
 
 class Own(layers.Layer):
@@ -96,8 +97,9 @@ CASES = {
 # fmt: on
 
 
-@pytest.mark.parametrize(("call", "shape", "weights", "axes"), CASES.values(), ids=CASES)
-def test_the_fan_in_of_a_layer_of_ones_own(call, shape, weights, axes):
+@pytest.mark.parametrize("case", first_but(["matmul", "convolution", "codes", "liquid"], CASES))
+def test_the_fan_in_of_a_layer_of_ones_own(case):
+    call, shape, weights, axes = CASES[case]
     layer = Own(call, **weights)
     layer.build((None, *shape))
     assert [axes_by_call(layer, v) if len(v.shape) > 1 else () for v in layer.own] == axes
@@ -165,7 +167,7 @@ def test_a_tag_and_a_name_come_before_the_call():
     assert [variable.fan_in_axes for variable in layer.own] == [(1,), (0,)]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", first_but(range(3), range(12)))
 def test_units_that_most_samples_leave_inactive(seed):
     layer = Own(lambda x, w: ops.relu(x @ w - 0.4), w=(6, 4))
     layer.build((None, 6))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tensorflow_ranger import RangerOptimizer
-from tests.marks import needs_multi_optimizer
+from tests.marks import first, needs_multi_optimizer
 from tests.models import assert_same_weights, data, fit, network
 
 BACKEND = keras.config.backend()
@@ -101,6 +101,7 @@ def test_learning_rates(make, wrap, callback):
     assert_as_plain_keras(make, wrap, callback)
 
 
+@first
 @pytest.mark.parametrize(
     ("make", "wrap"), [*WRAPPED, pytest.param(several, scaled, marks=needs_multi_optimizer)]
 )

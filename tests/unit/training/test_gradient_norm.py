@@ -146,6 +146,7 @@ def test_mixed_precision(policy):
     assert_logged(train(model, epochs=1), expected, NAMES, tolerance=2e-2)
 
 
+@first
 def test_the_logs_of_a_batch_are_means_over_the_epoch_so_far(capsys):
     seen = []
     watch = keras.callbacks.LambdaCallback(
@@ -172,6 +173,7 @@ def test_tensorboard_draws_the_norms(tmp_path):
     np.testing.assert_allclose(drawn, model.history.history["gradient_norm"], rtol=1e-6)
 
 
+@first
 def test_validation_has_no_norms_and_leaves_them_alone():
     model = ranger.microbatch(linear(keras.optimizers.SGD(RATE)), 5)
     history = train(model, validation_data=data(), validation_freq=1)
@@ -179,6 +181,7 @@ def test_validation_has_no_norms_and_leaves_them_alone():
     assert not [name for name in history if name.startswith("val_") and "norm" in name]
 
 
+@first
 @pytest.mark.parametrize("momentum", thorough_but([0.9], [0.0, 0.9]))
 def test_measuring_does_not_change_the_weights(momentum):
     x, y = data()

@@ -143,6 +143,7 @@ def test_a_scaled_loss_has_the_same_noise(make):
     assert_logged(history, twin(8, 3, memory=5)[0])
 
 
+@first
 def test_summed_gradients_have_the_same_noise():
     optimizer = ranger.RangerOptimizer(
         inner=keras.optimizers.SGD(RATE / BATCH), accumulation_steps=4, reduction="sum"
@@ -159,6 +160,7 @@ class SummedDistance(keras.losses.Loss):
         return y_pred[:, 0]
 
 
+@first
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_measuring_does_not_change_the_weights(momentum):
     x, y = data()
@@ -220,6 +222,7 @@ def test_memory_may_change_between_fits(make):
     np.testing.assert_allclose(history["noise_scale"][-1], estimates[-1][0], rtol=0.05)
 
 
+@first
 def test_the_averages_go_on_in_the_next_fit():
     model, arguments = fused(8)
     callback = ranger.callbacks.NoiseScale(memory=5)
@@ -230,6 +233,7 @@ def test_the_averages_go_on_in_the_next_fit():
     assert_logged(history, twin(8, 3, memory=5)[0][1:])
 
 
+@first
 def test_the_averages_go_on_in_another_model_when_they_are_assigned():
     model, arguments = fused(8)
     first, second = ranger.callbacks.NoiseScale(memory=5), ranger.callbacks.NoiseScale(memory=5)
@@ -262,6 +266,7 @@ def test_later_callbacks_see_the_scale():
     assert seen["noise_scale"] == model.history.history["noise_scale"][0]
 
 
+@first
 def test_tensorboard_draws_the_scale(tmp_path):
     model, arguments = fused(8)
     board = keras.callbacks.TensorBoard(tmp_path, write_graph=False)
@@ -272,6 +277,7 @@ def test_tensorboard_draws_the_scale(tmp_path):
     np.testing.assert_allclose(drawn, model.history.history["noise_scale"], rtol=1e-6)
 
 
+@first
 def test_validation_leaves_the_averages_alone():
     model, arguments = fused(8)
     targets = np.zeros((SAMPLES, 1), "float32")
