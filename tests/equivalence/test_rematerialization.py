@@ -158,7 +158,7 @@ CASES = {
     "subclassed": Subclassed,
     "masked layers": MaskedLayers,
 }
-QUICK = ["masked", "branching", "two inputs and outputs"]
+QUICK = ["masked layers", "branching", "two inputs and outputs"]
 
 
 def trained(make, rematerialize, loss: Any = "mse", x=None, padding=None, **settings):
