@@ -1,12 +1,11 @@
 """What a compiled loss divides by in a micro-batch, up to a constant factor."""
 
-import math
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
-from tensorflow_ranger.backend import keras_internals, replicas
+from tensorflow_ranger.backend import keras_internals
 
 _MEANS = ("mean", "sum_over_batch_size")
 
@@ -85,21 +84,5 @@ def values_of(loss, y_true, y_pred):
 
 def value_of(loss, y_true, y_pred, sample_weight):
     """Return what `loss` is of a batch, as a tensor."""
-    if sample_weight is None and _is_mean(loss) and keras_internals.get_mask(y_pred) is None:
-        values = values_of(loss, y_true, y_pred)
-        count = 0 if None in values.shape else math.prod(values.shape)
-        if count and keras_internals.get_mask(values) is None:
-            # Keras makes a dozen operations of it, and its `mean` rounds float64 to float32.
-            return ops.sum(ops.convert_to_tensor(values, loss.dtype)) / count
     value = loss(y_true, y_pred, sample_weight)
     return value if ops.is_tensor(value) else ops.convert_to_tensor(value, loss.dtype)
-
-
-def _is_mean(loss):
-    """Return whether `loss` is the mean of what it computes, where nothing masks or weighs it."""
-    return (
-        is_keras_call(loss)
-        and loss.reduction in (*_MEANS, "mean_with_sample_weight")
-        and ignored_class(loss) is None
-        and replicas.loss_divisor() == 1
-    )
