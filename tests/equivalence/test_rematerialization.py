@@ -189,7 +189,7 @@ def keeping_everything(case, mode):
 
 def assert_same_training(make, rematerialize, tolerance=TOLERANCE, expected=None, **settings):
     expected, losses = expected or trained(make, False, **settings)
-    assert losses[-1] != losses[0]
+    assert losses[-1] < losses[0] or len(losses) < EPOCHS
     actual, own_losses = trained(make, rematerialize, **settings)
     assert_same_variables(actual, expected, tolerance)
     np.testing.assert_allclose(own_losses, losses, rtol=max(tolerance, 1e-15))

@@ -12,8 +12,6 @@ from tensorflow_ranger.backend.phases import BatchOutputs
 
 def mapped(function, data) -> Any:
     """Return nested `data` with ``function(leaf)`` in place of each array; None stays None."""
-    if hasattr(data, "shape"):  # `keras.tree` takes several times as long
-        return function(data)
     return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), data)
 
 

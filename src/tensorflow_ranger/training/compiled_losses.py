@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from tensorflow_ranger.backend import keras_internals
+from tensorflow_ranger.backend.batches import mapped
 from tensorflow_ranger.backend.phases import BatchTotals
 from tensorflow_ranger.training.added_losses import AddedLosses
 from tensorflow_ranger.training.loss_masses import (
@@ -337,7 +338,7 @@ class CompiledLosses(MatchedLosses):
 
 def copies(data):
     """Return copies of nested arrays: Keras on PyTorch multiplies weights by masks in place."""
-    return keras.tree.map_structure(lambda leaf: None if leaf is None else ops.copy(leaf), data)
+    return mapped(ops.copy, data)
 
 
 def _is_known(loss):

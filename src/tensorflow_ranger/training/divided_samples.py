@@ -6,22 +6,6 @@ a graph is traced for each shape.
 
 import numpy as np
 
-from tensorflow_ranger.training.sorted_samples import TrimmedSamples
-
-
-class DividedSamples(TrimmedSamples):
-    """Samples of a batch, one micro-batch after the other.
-
-    Args:
-        padding: `Padding` that trims them.
-        sizes: The sizes of the time axes of the inputs.
-        table: What `table_of` returned, as a tensor.
-    """
-
-    def __init__(self, padding, sizes, table):
-        super().__init__(padding, sizes)
-        self.table = table
-
 
 def table_of(cuts):
     """Return a division of a batch as an array of int32, of shape ``(samples, axes + 2)``.

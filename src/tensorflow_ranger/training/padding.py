@@ -13,9 +13,9 @@ from tensorflow_ranger.backend.batches import first, in_order, trimmed
 from tensorflow_ranger.backend.out_of_memory import is_out_of_memory
 from tensorflow_ranger.backend.phases import BatchOutputs
 from tensorflow_ranger.rules.division import division
-from tensorflow_ranger.training.divided_samples import DividedSamples, table_of
+from tensorflow_ranger.training.divided_samples import table_of
 from tensorflow_ranger.training.metrics_of_batch import outputs_and_masks
-from tensorflow_ranger.training.sorted_samples import SortedSamples
+from tensorflow_ranger.training.sorted_samples import SortedSamples, TrimmedSamples
 from tensorflow_ranger.training.trimmed_slice import TrimmedSlice
 
 BUCKETS = 8  # lengths that compiled steps are made for
@@ -76,7 +76,7 @@ class Padding:
             ValueError: The batch has other time axes than that of which this has learned.
         """
         if table is not None:
-            return DividedSamples(self, self.sizes_of(data[0]), table)
+            return TrimmedSamples(self, self.sizes_of(data[0]), table)
         if not self._is_in_step:
             return None
         sizes = self.sizes_of(data[0])

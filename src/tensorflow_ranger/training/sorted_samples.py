@@ -16,15 +16,15 @@ class TrimmedSamples:
     Args:
         padding: `Padding` that trims them.
         sizes: The sizes of the time axes of the inputs.
+        table: What `divided_samples.table_of` returned, as a tensor; None for micro-batches of as
+            many samples each.
     """
 
-    #: The division of the samples: see `divided_samples.table_of`. None for micro-batches of as
-    #: many samples each.
-    table = None
-
-    def __init__(self, padding, sizes):
+    def __init__(self, padding, sizes, table=None):
         self._padding = padding
         self._sizes = sizes
+        #: The division of the samples, or None.
+        self.table = table
 
     def micro_batch(self, data, places, steps):
         """Return the samples of ``(x, y, sample_weight)`` at these places, with so many steps."""

@@ -66,14 +66,18 @@ def looped(x, size, is_divided=False):
     return [keras.ops.convert_to_numpy(each) for each in compiled(run, x)]
 
 
+def padded(samples):
+    """Return the lengths of random samples, and the samples with zeros behind them."""
+    rng = np.random.default_rng(samples)
+    lengths = rng.integers(1, STEPS + 1, samples)
+    x = rng.integers(1, 9, (samples, STEPS)) * (np.arange(STEPS) < lengths[:, None])
+    return lengths, x.astype("int32")
+
+
 @pytest.mark.parametrize("samples", [3, 4, 11, 12, 0])
 def test_each_sample_is_seen_once_without_most_of_its_padding(samples):
     size = 4
-    rng = np.random.default_rng(samples)
-    lengths = rng.integers(1, STEPS + 1, samples)
-    x = (rng.integers(1, 9, (samples, STEPS)) * (np.arange(STEPS) < lengths[:, None])).astype(
-        "int32"
-    )
+    lengths, x = padded(samples)
     sums, last, steps, times = looped(x, size)
     np.testing.assert_array_equal(times, 1)
     np.testing.assert_array_equal(sums, x.sum(axis=1))
@@ -91,11 +95,7 @@ def test_each_sample_is_seen_once_without_most_of_its_padding(samples):
 @pytest.mark.parametrize("samples", [3, 4, 11, 12])
 def test_a_loop_runs_the_micro_batches_of_a_division(samples):
     size = 4
-    rng = np.random.default_rng(samples)
-    lengths = rng.integers(1, STEPS + 1, samples)
-    x = (rng.integers(1, 9, (samples, STEPS)) * (np.arange(STEPS) < lengths[:, None])).astype(
-        "int32"
-    )
+    lengths, x = padded(samples)
     sums, last, steps, times = looped(x, size, is_divided=True)
     np.testing.assert_array_equal(times, 1)
     np.testing.assert_array_equal(sums, x.sum(axis=1))

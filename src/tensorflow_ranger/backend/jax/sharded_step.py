@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tensorflow_ranger.backend import keras_internals
-from tensorflow_ranger.backend.batches import count, cut, first
+from tensorflow_ranger.backend.batches import count, cut, first, mapped
 from tensorflow_ranger.backend.jax.one_device_step import JaxStep
 from tensorflow_ranger.backend.jax.replicas import has_several
 from tensorflow_ranger.backend.jax.shard_axis import over
@@ -68,7 +68,7 @@ class Mesh:
             rows = leaf.rows if isinstance(leaf, Rows) else leaf
             return jax.make_array_from_process_local_data(self._sharding, cut(rows))
 
-        return _mapped(array, data)
+        return mapped(array, data)
 
 
 class ReplicaStep(JaxStep):
@@ -185,16 +185,12 @@ def _is_even(data):
 
 
 def _unsharded(data):
-    return _mapped(np.asarray if jax.process_count() == 1 else Rows, data)
+    return mapped(np.asarray if jax.process_count() == 1 else Rows, data)
 
 
 def _here(data):
     """Return the rows of this process as NumPy arrays."""
-    return _mapped(_rows_here, data)
-
-
-def _mapped(function, data):
-    return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), data)
+    return mapped(_rows_here, data)
 
 
 def _rows_here(leaf):

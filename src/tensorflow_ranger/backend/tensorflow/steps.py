@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tensorflow_ranger.backend.batches import count, cut, has_sparse, joined_outputs
+from tensorflow_ranger.backend.batches import count, cut, has_sparse, joined_outputs, mapped
 from tensorflow_ranger.backend.phases import (
     BatchOutputs,
     BatchPart,
@@ -46,9 +46,7 @@ def batches_here(data):
     """Return a list of the parts of a batch that the replicas of this process are given."""
     leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
     return [
-        keras.tree.map_structure(
-            lambda leaf, number=number: None if leaf is None else _parts(leaf)[number], data
-        )
+        mapped(lambda leaf, number=number: _parts(leaf)[number], data)
         for number in range(len(_parts(leaves[0])))
     ]
 

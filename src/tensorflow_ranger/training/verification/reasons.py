@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from tensorflow_ranger.backend import arrays, keras_internals
-from tensorflow_ranger.backend.batches import count
+from tensorflow_ranger.backend.batches import count, mapped
 from tensorflow_ranger.training.verification.calls import calls_of, name_of
 from tensorflow_ranger.training.verification.dry_run import largest
 
@@ -77,7 +77,7 @@ def crossing_reasons(model, data, size, training, tolerance):
     """Return which layer made of the last micro-batch's samples what it does not in the batch."""
     x = data[0]
     last = count(data) % size or size
-    alone = keras.tree.map_structure(lambda leaf: None if leaf is None else leaf[-last:], x)
+    alone = mapped(lambda leaf: leaf[-last:], x)
     both = calls_of(model, x, training), calls_of(model, alone, training)
     for one, other in zip(*both, strict=False):
         if _same(one.inputs, other.inputs, tolerance) and not _same(
